@@ -1,0 +1,197 @@
+"""YAML recipes with ``base:`` and ``a.b=c`` overrides become one validated config; every mistake is reported at once.
+
+recipe.yaml (base: [../data/x.yaml]) + ["optim.lr=1e-3"] -> merged mapping + origin of each value -> Config
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from configs.base import ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded(Generic[Config]):
+    """A validated config and where each of its values was set."""
+
+    config: Config
+    path: Path
+    origins: Mapping[str, str]
+    """Dotted path -> file name or ``command line``; a path that is absent has its default value."""
+
+    def yaml(self) -> str:
+        """The effective config, every default written out; fit to be loaded again."""
+        return yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+
+    def annotated_yaml(self) -> str:
+        """`yaml()` with the origin of each value as a comment."""
+        return "".join(_annotated_lines(self.config.model_dump(mode="json"), self.origins))
+
+
+def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[Config]:
+    """Reads a recipe and its bases, applies overrides, validates. Raises ConfigError naming every mistake."""
+    recipe = find_recipe(path)
+    layers = [*_read_layers(recipe, ()), (COMMAND_LINE, _parse_overrides(overrides))]
+    origins: dict[str, str] = {}
+    for name, layer in layers:
+        origins.update(dict.fromkeys(_leaves(layer), name))
+    merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(layer) for _, layer in layers)))
+    try:
+        config = schema.model_validate(merged)
+    except ValidationError as failure:
+        mistakes = _describe_all(failure.errors(), schema, origins, recipe.name)
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        raise ConfigError(f"{count} in {recipe}\n" + "\n".join(f"  {line}" for line in mistakes)) from None
+    return Loaded(config=config, path=recipe, origins=origins)
+
+
+def find_recipe(path: str | Path) -> Path:
+    """A recipe as given, else below the installed package (``configs/smoke/pretrain_vit.yaml`` works anywhere)."""
+    for candidate in (Path(path), packaged_root() / path):
+        if candidate.is_file():
+            return candidate
+    shipped = sorted(
+        str(p.relative_to(packaged_root())) for p in (packaged_root() / "configs").rglob("*.yaml")
+    )
+    close = difflib.get_close_matches(str(path), shipped, n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ConfigError(f"no recipe at {str(path)!r}{hint}")
+
+
+def packaged_root() -> Path:
+    """Folder that holds configs/, data_pipeline/ and the other packages."""
+    return Path(__file__).resolve().parents[1]
+
+
+def _read_layers(path: Path, below: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+    if path.resolve() in below:
+        chain = " -> ".join(p.name for p in (*below, path))
+        raise ConfigError(f"'base' goes in a circle: {chain}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as failure:
+        raise ConfigError(f"cannot read {path}: {failure}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a {type(content).__name__}, not a mapping of keys to values")
+    bases = content.pop("base", [])
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        base_path = path.parent / str(base)
+        if not base_path.is_file():
+            raise ConfigError(f"base: no file {str(base_path)!r}  [{path.name}]")
+        layers += _read_layers(base_path, (*below, path.resolve()))
+    return [*layers, (path.name, {str(key): value for key, value in content.items()})]
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    wrong = [text for text in overrides if "=" not in text or text.startswith(("=", "-"))]
+    if wrong:
+        raise ConfigError(
+            f"overrides are written key=value, for instance optim.lr=1e-3; got {', '.join(map(repr, wrong))}"
+        )
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (yaml.YAMLError, OmegaConfBaseException) as failure:
+        raise ConfigError(f"cannot read the overrides {list(overrides)}: {failure}") from None
+    return {str(key): value for key, value in parsed.items()} if isinstance(parsed, dict) else {}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        yield dotted
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{dotted}.")
+
+
+def _describe_all(
+    errors: Sequence[ErrorDetails], schema: type[BaseModel], origins: Mapping[str, str], recipe: str
+) -> list[str]:
+    """One line per path: the members of a union each complain about the same value."""
+    reasons: dict[str, list[str]] = {}
+    for error in errors:
+        location = _written_location(schema, [str(part) for part in error["loc"]])
+        reasons.setdefault(".".join(location) or "recipe", []).append(_reason(error, schema, location))
+    return [
+        f"{dotted}: {_join(texts)}  [{_origin(dotted, origins, recipe)}]" for dotted, texts in reasons.items()
+    ]
+
+
+def _join(reasons: Sequence[str]) -> str:
+    first, *others = dict.fromkeys(reasons)
+    return " or ".join([first, *(other.split(" is not allowed: ")[-1] for other in others)])
+
+
+def _origin(dotted: str, origins: Mapping[str, str], recipe: str) -> str:
+    """The layer that set the value, or the nearest section around it."""
+    while dotted and dotted not in origins:
+        dotted = dotted.rpartition(".")[0]
+    return origins.get(dotted, recipe)
+
+
+def _reason(mistake: ErrorDetails, schema: type[BaseModel], location: list[str]) -> str:
+    if mistake["type"] == "extra_forbidden":
+        known = list(_section(schema, location[:-1]).model_fields)
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        return (
+            f"no such key; did you mean {close[0]!r}?"
+            if close
+            else f"no such key; allowed are {', '.join(known)}"
+        )
+    if mistake["type"] == "missing" and str(mistake["loc"][-1]) == location[-1]:
+        field = _section(schema, location[:-1]).model_fields[location[-1]]
+        return f"missing; give it a value{f' ({field.description.splitlines()[0]})' if field.description else ''}"
+    message = mistake["msg"].removeprefix("Value error, ")
+    if isinstance(mistake["input"], Mapping):
+        return message
+    return f"{mistake['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _written_location(schema: type[BaseModel], location: list[str]) -> list[str]:
+    """The part of pydantic's location that the user wrote; it appends the labels of a union's members."""
+    for depth in range(len(location)):
+        section = _section(schema, location[:depth])
+        if location[depth] in section.model_fields and _nested(section, location[depth]) is None:
+            return location[: depth + 1]
+    return location
+
+
+def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    for part in location:
+        nested = _nested(schema, part)
+        if nested is not None:
+            schema = nested
+    return schema
+
+
+def _nested(schema: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = schema.model_fields.get(name)
+    options = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    return next(
+        (option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None
+    )
+
+
+def _annotated_lines(tree: Mapping[str, Any], origins: Mapping[str, str], prefix: str = "") -> Iterator[str]:
+    indent = "  " * prefix.count(".")
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:\n"
+            yield from _annotated_lines(value, origins, f"{dotted}.")
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+            yield f"{indent}{key}: {text}  # {origins.get(dotted, 'default')}\n"
