@@ -1,0 +1,160 @@
+"""JPEG, PNG and WebP bytes -> uint8 pixels -> a cropped, resized square; the header is judged first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from data_pipeline.scan import SUFFIXES
+
+Pixels = NDArray[np.uint8]
+
+MAX_PIXELS = 178_956_970
+"""Larger images are refused before decoding (the bound PIL calls a decompression bomb)."""
+
+_JPEG, _PNG, _WEBP = SUFFIXES["jpg"], SUFFIXES["png"], SUFFIXES["webp"]
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+class DecodeError(Exception):
+    """An image that cannot be used; `reason` is one of a few fixed texts, fit for counting."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first bytes of an image say."""
+
+    format: int
+    """As in the index: 0 JPEG, 1 PNG, 2 WebP; by content, whatever the suffix was."""
+    height: int
+    width: int
+
+
+def read_header(data: bytes) -> Header:
+    """Format and size of an encoded image; DecodeError for what is none, is empty, or exceeds MAX_PIXELS."""
+    if not data:
+        raise DecodeError("empty")
+    if data.startswith(b"\xff\xd8\xff"):
+        header = Header(_JPEG, *_jpeg_size(data))
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        header = Header(_PNG, _big(data, 20, 24), _big(data, 16, 20))
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        header = Header(_WEBP, *_webp_size(data))
+    else:
+        raise DecodeError("not an image")
+    if header.height * header.width > MAX_PIXELS:
+        raise DecodeError("too many pixels")
+    if not header.height * header.width:
+        raise DecodeError("damaged")
+    return header
+
+
+def decode(data: bytes, *, channels: int, header: Header | None = None) -> Pixels:
+    """Encoded image -> [H, W, channels], grey or RGB; EXIF rotation is ignored, transparency dropped."""
+    header = header or read_header(data)
+    if header.format == _JPEG:
+        pixels = _decode_jpeg(data, channels)
+    elif header.format == _PNG:
+        pixels = _decode_png(data, channels)
+    else:
+        pixels = _decode_any(data, channels, complete=int.from_bytes(data[4:8], "little") + 8 <= len(data))
+    if pixels.shape[:2] != (header.height, header.width):
+        raise DecodeError("damaged")
+    return pixels.reshape(header.height, header.width, channels)
+
+
+def crop_resize(image: Pixels, box: tuple[int, int, int, int], out: Pixels) -> None:
+    """The part `box` (left, top, width, height) of an image [H, W, C], resized to fill `out` [S, S, C]."""
+    left, top, width, height = box
+    part, size = image[top : top + height, left : left + width], out.shape[0]
+    if width == size and height == size:
+        np.copyto(out, part)
+        return
+    # Area averages when both sides shrink; elsewhere it would be nearest-neighbour along the side that grows.
+    method = cv2.INTER_AREA if width >= size and height >= size else cv2.INTER_LINEAR
+    cv2.resize(part, (size, size), dst=out[:, :, 0] if out.shape[2] == 1 else out, interpolation=method)
+
+
+def limit_threads() -> None:
+    """Keeps the codecs of this process on the calling thread: loaders work by processes."""
+    cv2.setNumThreads(0)
+
+
+def _decode_jpeg(data: bytes, channels: int) -> Pixels:
+    try:
+        decoded: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=True)
+    except ValueError as error:
+        if "Premature end" in str(error):
+            raise DecodeError("truncated") from error
+        # CMYK, unusual subsampling, harmless bytes between markers: OpenCV takes them.
+        return _decode_any(data, channels, complete=b"\xff\xd9" in data)
+    return decoded
+
+
+def _decode_png(data: bytes, channels: int) -> Pixels:
+    return _decode_any(data, channels, complete=b"IEND" in data)
+
+
+def _decode_any(data: bytes, channels: int, *, complete: bool) -> Pixels:
+    if not complete:
+        raise DecodeError("truncated")
+    colour = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    try:
+        pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), colour | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise DecodeError("damaged") from error
+    if pixels is None:
+        raise DecodeError("damaged")
+    decoded: Pixels = pixels
+    return decoded
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    position = 2
+    while position + 9 <= len(data):
+        marker = data[position + 1]
+        if data[position] != 0xFF:
+            raise DecodeError("damaged")
+        if marker == 0xFF:  # padding before a marker
+            position += 1
+        elif marker in _STANDALONE:
+            position += 2
+        elif marker in _START_OF_FRAME:
+            return _big(data, position + 5, position + 7), _big(data, position + 7, position + 9)
+        else:
+            position += 2 + max(2, _big(data, position + 2, position + 4))
+    raise DecodeError("truncated")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    kind = data[12:16]
+    if len(data) < 30:
+        raise DecodeError("truncated")
+    if kind == b"VP8X":
+        return 1 + _little(data, 27, 30), 1 + _little(data, 24, 27)
+    if kind == b"VP8L":
+        bits = _little(data, 21, 25)
+        return 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
+    if kind == b"VP8 ":
+        return _little(data, 28, 30) & 0x3FFF, _little(data, 26, 28) & 0x3FFF
+    raise DecodeError("damaged")
+
+
+def _big(data: bytes, start: int, stop: int) -> int:
+    if len(data) < stop:
+        raise DecodeError("truncated")
+    return int.from_bytes(data[start:stop], "big")
+
+
+def _little(data: bytes, start: int, stop: int) -> int:
+    return int.from_bytes(data[start:stop], "little")

@@ -1,0 +1,256 @@
+"""ShardIndex: what the shards of one split hold; the only reader and writer of the small files that say so.
+
+On disk: `_info.json` (timm's form, with a "mirada" part) and one `SHARD.index.npy` of SAMPLE rows per shard.
+A sample's id is its position in shard order, and never changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from data_pipeline.errors import DataError
+from data_pipeline.scan import SAMPLE
+from data_pipeline.selection import Selection
+from data_pipeline.shard import Shard, describe_shard, find_shards
+from data_pipeline.source import is_remote, refuse_commands, resolve
+
+INFO_NAME = "_info.json"
+_VERSION = 1
+
+
+class ShardIndex:
+    """All samples of one split: in which shard, where, with which label."""
+
+    def __init__(
+        self, *, folder: Path, name: str, split: str, classes: tuple[str, ...], shards: tuple[Shard, ...]
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        self.split = split
+        self.classes = classes
+        self.shards = shards
+        self.lengths = np.array([shard.num_samples for shard in shards], dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+        self.num_samples = int(self.starts[-1])
+
+    @property
+    def digest(self) -> str:
+        """Identifies the data wherever it lies: classes, shard names, counts and checksums."""
+        parts = [[shard.name, shard.num_samples, shard.digest] for shard in self.shards]
+        return xxhash.xxh3_128_hexdigest(json.dumps([self.classes, parts]).encode())
+
+    def rows(self, shard: int) -> NDArray[np.void]:
+        """SAMPLE rows of a shard, mapped from disk at first use."""
+        return _load_rows(self.folder, self.shards[shard].name, self.shards[shard].num_samples)
+
+    def labels(self) -> NDArray[np.int64]:
+        """The label of every sample; -1 where there is none."""
+        return np.concatenate([self.rows(shard)["label"] for shard in range(len(self.shards))]).astype(
+            np.int64
+        )
+
+    def locate(self, sample_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sample ids -> (shard, row within the shard)."""
+        shards = np.searchsorted(self.starts, sample_ids, side="right") - 1
+        return shards, sample_ids - self.starts[shards]
+
+    def select(self, keep: NDArray[np.bool_]) -> Selection:
+        """The samples marked in `keep` (one flag per sample), under their own ids."""
+        sample_ids = np.flatnonzero(keep).astype(np.int64)
+        counts = np.diff(np.searchsorted(sample_ids, self.starts))
+        return Selection(lengths=counts.astype(np.int64), sample_ids=sample_ids)
+
+    def select_all(self) -> Selection:
+        """Every sample."""
+        return Selection(lengths=self.lengths, sample_ids=None)
+
+
+def open_index(location: str) -> ShardIndex:
+    """The index of a folder of shards (or of a folder that holds only the index of shards elsewhere)."""
+    folder = Path(resolve(location))
+    path = folder / INFO_NAME
+    if not path.is_file():
+        raise DataError(
+            f"no index in {location!r}: '{INFO_NAME}' is missing; make it with: mirada data index {location}"
+        )
+    try:
+        return _parse_info(json.loads(path.read_bytes()), folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the index {str(path)!r} cannot be read ({error!r}); "
+            f"make it again with: mirada data index {location}"
+        ) from error
+
+
+def write_index(
+    folder: Path,
+    *,
+    name: str,
+    split: str,
+    classes: Sequence[str],
+    shards: Sequence[Shard],
+    rows: Mapping[str, NDArray[np.void]],
+    base: str | None = None,
+    source: str = "",
+) -> ShardIndex:
+    """Writes an index into `folder`, `_info.json` last; `rows` by shard name, `base` if the shards lie elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        if shard.name in rows:
+            write_rows(folder, shard.name, rows[shard.name])
+    lengths = [shard.num_samples for shard in shards]
+    described = {
+        "name": split,
+        "num_samples": sum(lengths),
+        "filenames": [shard.name for shard in shards],
+        "shard_lengths": lengths,
+    }
+    ours = {
+        "version": _VERSION,
+        "base": base,
+        "classes": list(classes),
+        "shards": [{"bytes": shard.num_bytes, "digest": shard.digest} for shard in shards],
+        "source": source,
+    }
+    info = {"name": name, "splits": {split: described}, "mirada": ours}
+    _write_atomically(folder / INFO_NAME, json.dumps(info, indent=1).encode())
+    return open_index(str(folder))
+
+
+def write_rows(folder: Path, shard_name: str, rows: NDArray[np.void]) -> None:
+    """Writes one shard's rows beside it, whole or not at all."""
+    path = _rows_path(folder, shard_name)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        np.save(file, rows.astype(SAMPLE, copy=False), allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _load_rows.cache_clear()
+
+
+def index_shards(
+    location: str,
+    out: Path | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str | None = None,
+    split: str = "train",
+    source: str = "",
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShardIndex:
+    """Indexes a folder of tars without changing them; the index goes beside them, or to `out`.
+
+    `classes` defaults to those of an index already there, else to the class numbers; `progress` gets
+    (done, total).
+    """
+    folder = Path(resolve(location))
+    paths = find_shards(folder)
+    shards, rows = [], {}
+    with ThreadPoolExecutor(workers) as pool:
+        for done, (shard, shard_rows) in enumerate(pool.map(describe_shard, paths), start=1):
+            shards.append(shard)
+            rows[shard.name] = shard_rows
+            if progress is not None:
+                progress(done, len(paths))
+    return write_index(
+        out or folder,
+        name=name or folder.name,
+        split=split,
+        classes=_fitting_classes(classes or _known_classes(out or folder), rows),
+        shards=shards,
+        rows=rows,
+        base=str(folder.resolve()) if out is not None and out.resolve() != folder.resolve() else None,
+        source=source,
+    )
+
+
+def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
+    ours = info.get("mirada")
+    if ours is None or len(info["splits"]) != 1:
+        raise ValueError("it was not written by Mirada, or describes several splits")
+    if ours["version"] != _VERSION:
+        raise ValueError(f"version {ours['version']} is not {_VERSION}")
+    (split, described), base = next(iter(info["splits"].items())), ours["base"]
+    columns = zip(described["filenames"], described["shard_lengths"], ours["shards"], strict=True)
+    shards = tuple(
+        Shard(
+            name=str(name),
+            url=_shard_url(folder, base, str(name)),
+            num_samples=int(length),
+            num_bytes=int(entry["bytes"]),
+            digest=str(entry["digest"]),
+        )
+        for name, length, entry in columns
+    )
+    classes = tuple(str(label) for label in ours["classes"])
+    return ShardIndex(folder=folder, name=str(info["name"]), split=split, classes=classes, shards=shards)
+
+
+def _shard_url(folder: Path, base: str | None, name: str) -> str:
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        raise ValueError(f"shard name {name!r} is not a plain file name")
+    if base is None:
+        return str(folder / name)
+    refuse_commands(base)
+    return f"{base.rstrip('/')}/{name}" if is_remote(base) else str(folder / base / name)
+
+
+def _rows_path(folder: Path, shard_name: str) -> Path:
+    return folder / f"{shard_name}.index.npy"
+
+
+@lru_cache(maxsize=1024)
+def _load_rows(folder: Path, shard_name: str, num_samples: int) -> NDArray[np.void]:
+    path = _rows_path(folder, shard_name)
+    advice = f"make the index again with: mirada data index {folder}"
+    try:
+        # Mapped, so that all workers and ranks of a node share one copy; a plain view: np.memmap slices slowly.
+        rows = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise DataError(f"the index file {str(path)!r} cannot be read ({error}); {advice}") from error
+    if rows.dtype != SAMPLE or rows.shape != (num_samples,):
+        raise DataError(
+            f"the index file {str(path)!r} has {rows.shape} rows of another kind or number; {advice}"
+        )
+    return rows
+
+
+def _known_classes(folder: Path) -> Sequence[str] | None:
+    return open_index(str(folder)).classes if (folder / INFO_NAME).is_file() else None
+
+
+def _fitting_classes(classes: Sequence[str] | None, rows: Mapping[str, NDArray[np.void]]) -> Sequence[str]:
+    highest = {name: int(shard_rows["label"].max()) for name, shard_rows in rows.items()}
+    unlabelled = [name for name, label in highest.items() if label < 0]
+    if unlabelled and len(unlabelled) < len(rows):
+        raise DataError(f"shard {unlabelled[0]!r} has no labels, while others have; label all shards or none")
+    needed = max(highest.values()) + 1
+    if classes is None:
+        return [str(label) for label in range(needed)]
+    if len(classes) < needed:
+        worst = max(highest, key=lambda name: highest[name])
+        raise DataError(
+            f"shard {worst!r} has label {needed - 1}, but the class map has only {len(classes)} classes"
+        )
+    return classes
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

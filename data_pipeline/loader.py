@@ -1,0 +1,161 @@
+"""ShardLoader and EvalLoader: an index -> this rank's batches, decoded by worker processes ahead of time.
+
+    plan.batch(epoch, step)[rank's slots] -> sample ids -> SampleReader -> shared memory -> Batch
+
+The position is what the optimizer consumed (`advance`), not what was read ahead; batch t holds the same samples
+and pixels with any number of ranks and workers, and after any interruption.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import TypedDict
+
+from torch.utils.data import DataLoader
+
+from configs.base import DataConfig
+from data_pipeline.bad import BadSample, BadSamples
+from data_pipeline.batch import Batch
+from data_pipeline.errors import DataError
+from data_pipeline.index import ShardIndex
+from data_pipeline.plan import Plan, eval_batches, rank_slots
+from data_pipeline.steps import EvalSteps, Item, TrainSteps, select_samples
+from data_pipeline.workers import make_loader, received, start_workers
+
+_STATE_VERSION = 1
+
+
+class LoaderState(TypedDict):
+    """Where a run stands in its data."""
+
+    version: int
+    epoch: int
+    samples: int
+    """Samples of this epoch that the optimizer has consumed, over all ranks."""
+
+
+class ShardLoader:
+    """Endless training batches of one rank, in the order of the plan, from the position on."""
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        data: DataConfig,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        selection = select_samples(index, data)
+        self.num_samples = int(selection.lengths.sum())
+        """Samples an epoch is drawn from (those kept by label_fraction and unlabelled)."""
+        slots = rank_slots(global_batch, rank, world_size)
+        plan = Plan(
+            selection.lengths,
+            global_batch=global_batch,
+            seed=seed,
+            window=data.shuffle_window,
+            num_streams=data.streams,
+        )
+        self.batches_per_epoch = plan.batches_per_epoch
+        self._global_batch = global_batch
+        self._step = 0
+        self._bad = BadSamples(num_samples=self.num_samples, max_fraction=data.max_bad_fraction)
+        steps = TrainSteps(index, data, plan=plan, selection=selection, slots=slots, seed=seed)
+        self._sampler = _CountFrom()
+        self._loader: DataLoader[Item | DataError] = make_loader(
+            steps, self._sampler, workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the position on, across epochs, without end; the workers start now."""
+        self._sampler.first = self._step
+        return self._batches(start_workers(self._loader))
+
+    def advance(self) -> None:
+        """The optimizer has consumed one global batch."""
+        self._step += 1
+
+    @property
+    def epoch(self) -> int:
+        """The epoch the next batch to be consumed belongs to."""
+        return self._step // self.batches_per_epoch
+
+    @property
+    def bad_samples(self) -> dict[str, int]:
+        """Bad samples this rank has met so far, by reason."""
+        return self._bad.counts()
+
+    def drain_bad(self) -> list[BadSample]:
+        """Bad samples met since the last call."""
+        return self._bad.drain()
+
+    def state_dict(self) -> LoaderState:
+        """The position, the same on all ranks and for any number of them."""
+        epoch, step = divmod(self._step, self.batches_per_epoch)
+        return LoaderState(version=_STATE_VERSION, epoch=epoch, samples=step * self._global_batch)
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Moves to a saved position; the next iteration starts there."""
+        step, rest = divmod(state["samples"], self._global_batch)
+        if state["version"] != _STATE_VERSION or rest or step >= self.batches_per_epoch:
+            raise DataError(
+                f"the saved data position {dict(state)} is not one of this run, which has {self.batches_per_epoch} "
+                f"batches of {self._global_batch} per epoch; resume with the data and train.global_batch of then"
+            )
+        self._step = state["epoch"] * self.batches_per_epoch + step
+
+    def _batches(self, items: Iterator[Item | DataError]) -> Iterator[Batch]:
+        for item in received(items):
+            self._bad.add(item.bad)
+            yield item.batch()
+
+
+class EvalLoader:
+    """One rank's pass over an index: over all ranks every sample once; equal batch counts, weight 0 for padding."""
+
+    def __init__(
+        self, index: ShardIndex, data: DataConfig, *, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_samples = index.num_samples
+        self._bad = BadSamples(num_samples=index.num_samples, max_fraction=data.max_bad_fraction)
+        batches = eval_batches(index.num_samples, batch_size, rank, world_size)
+        self._num_batches = len(batches)
+        self._loader: DataLoader[Item | DataError] = make_loader(
+            EvalSteps(index, data, batches),
+            range(len(batches)),
+            workers=min(data.workers, len(batches)),
+            prefetch=data.prefetch,
+            persistent=False,
+        )
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, from the first; an image that cannot be decoded keeps its place with weight 0."""
+        return self._batches(start_workers(self._loader))
+
+    @property
+    def bad_samples(self) -> dict[str, int]:
+        """Bad samples this rank has met so far, by reason."""
+        return self._bad.counts()
+
+    def drain_bad(self) -> list[BadSample]:
+        """Bad samples met since the last call."""
+        return self._bad.drain()
+
+    def _batches(self, items: Iterator[Item | DataError]) -> Iterator[Batch]:
+        for item in received(items):
+            self._bad.add(item.bad)
+            yield item.batch()
+
+
+class _CountFrom:
+    def __init__(self) -> None:
+        self.first = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first)

@@ -1,0 +1,103 @@
+"""Record: one image waiting to be packed, as a span of bytes in some file, with its label and caption."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from functools import lru_cache
+
+from data_pipeline.errors import DataError
+
+SUFFIXES: dict[str, str] = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+"""Extensions of images that may be packed (case does not matter), and the suffix each gets in a shard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`size` bytes of a file from `offset` on; in a ``.gz`` file both count uncompressed bytes."""
+
+    path: str
+    offset: int
+    size: int
+    whole: bool = False
+    """The span is the whole file, so a file that grew is noticed as well as one that shrank."""
+
+    def read(self) -> bytes:
+        """The bytes; DataError when the file is no longer what it was when it was listed."""
+        try:
+            content = self._read(self.size + self.whole)
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: gone since it was listed; run the build again") from None
+        except PermissionError:
+            raise DataError(
+                f"{self.path}: not readable; give yourself read permission and run again"
+            ) from None
+        if len(content) != self.size:
+            raise DataError(
+                f"{self.path}: {self.size} bytes expected at offset {self.offset}, {len(content)} found: the file "
+                "changed since it was listed; leave the source alone and run the build again"
+            )
+        return content
+
+    def _read(self, size: int) -> bytes:
+        if self.path.endswith(".gz"):
+            return gunzip(self.path)[self.offset : self.offset + size]
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What becomes one sample of a shard."""
+
+    name: str
+    """What its owner calls it: a path relative to the source, or a row of it."""
+    image: Span
+    suffix: str
+    """``jpg``, ``png`` or ``webp``."""
+    label: int = -1
+    """Position in the class map, or the source's own integer; -1 is no label."""
+    caption: str | None = None
+    shape: tuple[int, int] | None = None
+    """Height and width of raw grey pixels that become a PNG; None when the bytes are an image file already."""
+    key: str | None = None
+    """Key that the sample had already (in existing tars); None lets the packer number it."""
+    extras: tuple[tuple[str, Span], ...] = ()
+    """Further members to carry along by suffix (``txt`` or ``json`` of existing tars)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Everything that one source has to pack, in the source's order."""
+
+    kind: str
+    """What it was read as, for people: ``image folder``, ``manifest`` ..."""
+    records: list[Record]
+    classes: tuple[str, ...]
+    """Name of each label; empty when nothing is labelled."""
+    stamps: tuple[str, ...]
+    """What must stay equal for an interrupted build to go on: names, sizes and times or digests of the input."""
+    num_ignored: int = 0
+    """Files that are no images of a known kind."""
+
+
+def suffix_of(content: bytes) -> str | None:
+    """The kind of image that bytes are by their first ones; None for no kind that is packed."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return None
+
+
+@lru_cache(maxsize=2)
+def gunzip(path: str) -> bytes:
+    """A gzip file's content, the last two kept: rows of one file are read one after another."""
+    try:
+        with gzip.open(path, "rb") as file:
+            return file.read()
+    except (gzip.BadGzipFile, EOFError) as fault:
+        raise DataError(f"{path}: not a whole gzip file ({fault}); fetch or copy it again") from fault

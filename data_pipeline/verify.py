@@ -1,0 +1,71 @@
+"""Verifies shards against their index: every byte, every key and label, and with `deep` every image."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipeline.index import ShardIndex, open_index
+from data_pipeline.shard_check import Fault, ShardCheck, ShardReport, check_shard
+from data_pipeline.shard_pool import run_over_shards
+
+_SAMPLES_PER_WORKER = 20_000
+"""Below this, another process costs more than it brings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was found in all shards of an index."""
+
+    folder: Path
+    shards: tuple[ShardReport, ...]
+    num_samples: int
+    faults: tuple[Fault, ...]
+
+    @property
+    def faulty_shards(self) -> tuple[ShardReport, ...]:
+        """Those with faults of their own."""
+        return tuple(shard for shard in self.shards if shard.faults)
+
+
+def verify(location: str, *, deep: bool = False, num_workers: int | None = None) -> Report:
+    """Reads every byte of every shard that an index names; `deep` decodes every image too."""
+    index = open_index(location)
+    checks = [
+        ShardCheck(shard=shard, rows=np.array(index.rows(number)), num_classes=len(index.classes), deep=deep)
+        for number, shard in enumerate(index.shards)
+    ]
+    shards = run_over_shards(
+        check_shard,
+        checks,
+        num_workers=num_workers or min(os.cpu_count() or 1, 1 + index.num_samples // _SAMPLES_PER_WORKER),
+        title=f"verifying {index.name}",
+        num_samples=index.num_samples,
+    )
+    faults = [fault for shard in shards for fault in shard.faults]
+    faults += _shared_keys(index, shards)
+    return Report(
+        folder=index.folder, shards=tuple(shards), num_samples=index.num_samples, faults=tuple(faults)
+    )
+
+
+def _shared_keys(index: ShardIndex, shards: list[ShardReport]) -> list[Fault]:
+    """Keys that stand in two shards; found by 64-bit digests, so that a billion of them fit in memory."""
+    hashes: NDArray[np.uint64] = np.concatenate([shard.key_hashes for shard in shards])
+    owners = np.repeat(np.arange(len(shards)), [len(shard.key_hashes) for shard in shards])
+    places = np.concatenate([np.arange(len(shard.key_hashes)) for shard in shards])
+    order = np.argsort(hashes, kind="stable")
+    # In sorted order equal keys are neighbours; within one shard they are that shard's own fault.
+    again = (hashes[order][1:] == hashes[order][:-1]) & (owners[order][1:] != owners[order][:-1])
+    faults = []
+    for first, second in zip(order[:-1][again], order[1:][again], strict=True):
+        shard, other = index.shards[owners[first]].name, index.shards[owners[second]].name
+        problem = f"sample {places[first]} has the key of sample {places[second]} of {other}"
+        faults.append(
+            Fault(shard=shard, key=None, problem=problem, remedy="build these shards again with unique keys")
+        )
+    return faults

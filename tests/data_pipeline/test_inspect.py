@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.inspect import summarize, write_contact_sheet
+from tests.support.shards import draw_image, encode, make_shards
+
+
+def test_counts_sizes_and_balance_are_those_of_the_shards(tmp_path: Path) -> None:
+    index = make_shards(tmp_path, [7, 4], num_classes=3, size=(20, 30))
+    sizes = sorted(len(encode(draw_image(number, 20, 30))) for number in range(11))
+    summary = summarize(index)
+    assert (summary.num_samples, summary.num_shards, summary.samples_per_shard) == (11, 2, (4, 7))
+    assert summary.num_bytes == sum(
+        (tmp_path / name).stat().st_size for name in ("test-000000.tar", "test-000001.tar")
+    )
+    assert summary.image_bytes == (sizes[0], sizes[5], sizes[-1])
+    assert summary.classes == {"0": 4, "1": 4, "2": 3}
+    assert (summary.formats, summary.resolutions, summary.num_unlabelled) == ({"png": 11}, {"30 x 20": 11}, 0)
+    assert json.loads(json.dumps(summary.as_json()))["digest"] == index.digest
+
+
+def test_unlabelled_and_damaged_images_are_counted(tmp_path: Path) -> None:
+    summary = summarize(make_shards(tmp_path, [5], num_classes=None, bad={2: b"broken"}))
+    assert (summary.classes, summary.num_unlabelled, summary.num_unreadable) == ({}, 5, 1)
+
+
+def test_the_contact_sheet_has_a_row_of_images_per_class(tmp_path: Path) -> None:
+    write_contact_sheet(make_shards(tmp_path, [8], num_classes=2, channels=3), tmp_path / "new" / "sheet.png")
+    sheet = cv2.imread(str(tmp_path / "new" / "sheet.png"))
+    assert sheet.shape == (2 * (96 + 18), 10 * 96, 3)
+    # Class 1 shows samples 1, 3, 5 and 7; an enlarged image keeps its mean colour (the file is BGR).
+    for place, number in enumerate((1, 3, 5, 7)):
+        tile = sheet[96 + 18 + 18 :, 96 * place : 96 * (place + 1), ::-1]
+        np.testing.assert_allclose(tile.mean((0, 1)), draw_image(number, channels=3).mean((0, 1)), atol=6)
+
+
+def test_a_contact_sheet_is_drawn_of_unlabelled_and_damaged_images_too(tmp_path: Path) -> None:
+    write_contact_sheet(
+        make_shards(tmp_path, [3], num_classes=None, bad={1: b"broken"}), tmp_path / "sheet.png"
+    )
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape[0] == 96 + 18
+    assert sheet[60, 96 + 48].tolist() == [30, 30, 200]
+
+
+def test_a_contact_sheet_is_a_png(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"sheet\.jpg: a contact sheet is a PNG"):
+        write_contact_sheet(make_shards(tmp_path, [3]), tmp_path / "sheet.jpg")

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import read_manifest
+from tests.support.images import encoded_image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for name in "abc":
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(encoded_image(ord(name)))
+    return tmp_path
+
+
+def write_csv(folder: Path, text: str) -> Path:
+    file = folder / "list.csv"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_paths_count_from_the_manifest_and_rows_keep_their_order(folder: Path) -> None:
+    file = write_csv(folder, "label,path\nzebra,pictures/b.png\nape,pictures/a.png\n")
+    records = read_manifest(file).records
+    assert [record.name for record in records] == ["pictures/b.png", "pictures/a.png"]
+    assert records[0].image.read() == (folder / "pictures/b.png").read_bytes()
+
+
+def test_names_are_numbered_in_sorted_order(folder: Path) -> None:
+    file = write_csv(folder, "path,label\npictures/b.png,zebra\npictures/a.png,ape\npictures/c.png,zebra\n")
+    corpus = read_manifest(file)
+    assert corpus.classes == ("ape", "zebra")
+    assert [record.label for record in corpus.records] == [1, 0, 1]
+
+
+def test_integer_labels_stay_even_where_some_do_not_occur(folder: Path) -> None:
+    corpus = read_manifest(write_csv(folder, "path,label\npictures/b.png,7\npictures/a.png,2\n"))
+    assert [record.label for record in corpus.records] == [7, 2]
+    assert corpus.classes == tuple("01234567")
+
+
+def test_numbers_with_leading_zeros_are_names(folder: Path) -> None:
+    corpus = read_manifest(write_csv(folder, "path,label\npictures/b.png,01\npictures/a.png,1\n"))
+    assert corpus.classes == ("01", "1")
+
+
+def test_captions_with_commas_quotes_and_line_breaks_arrive_whole(folder: Path) -> None:
+    text = 'path,label,caption\npictures/a.png,0,"a ""cat"",\nasleep — là"\npictures/b.png,0,\n'
+    captions = [record.caption for record in read_manifest(write_csv(folder, text)).records]
+    assert captions == ['a "cat",\nasleep — là', None]
+
+
+def test_parquet_is_read_like_csv(folder: Path) -> None:
+    table = pa.table(
+        {
+            "score": [0.5, 0.25],
+            "path": ["pictures/c.png", "pictures/a.png"],
+            "label": pa.array(["x", "w"]).dictionary_encode(),
+        }
+    )
+    pyarrow.parquet.write_table(table, folder / "list.parquet")
+    corpus = read_manifest(folder / "list.parquet")
+    assert [(record.name, record.label) for record in corpus.records] == [
+        ("pictures/c.png", 1),
+        ("pictures/a.png", 0),
+    ]
+
+
+def test_integer_columns_of_parquet_stay(folder: Path) -> None:
+    table = pa.table({"path": ["pictures/c.png"], "label": pa.array([3], pa.int16())})
+    pyarrow.parquet.write_table(table, folder / "list.parquet")
+    assert [record.label for record in read_manifest(folder / "list.parquet").records] == [3]
+
+
+def test_labels_may_be_missing_only_when_asked_for(folder: Path) -> None:
+    file = write_csv(folder, "path\npictures/a.png\n")
+    with pytest.raises(DataError, match=r"no column 'label' among \['path'\].*--unlabelled"):
+        read_manifest(file)
+    corpus = read_manifest(file, unlabelled=True)
+    assert (corpus.classes, corpus.records[0].label) == ((), -1)
+
+
+def test_every_wrong_row_is_counted_and_the_first_are_named(folder: Path) -> None:
+    rows = "pictures/a.png,0\npictures/gone.png,0\npictures/a.gif,0\n,0\n"
+    with pytest.raises(DataError, match=r"3 of 4 rows") as caught:
+        read_manifest(write_csv(folder, "path,label\n" + rows))
+    assert "row 2: 'pictures/gone.png': No such file" in str(caught.value)
+    assert "row 3: 'pictures/a.gif' is not the path of a .jpg" in str(caught.value)
+    assert "row 4: None" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\na.png,0\n", r"no column 'path' among \['file', 'label'\]"),
+        ("path,label\n", "no rows"),
+        ("path,label\npictures/a.png,\n", r"1 of 1 rows have no label \(the first: row 1\)"),
+        ("path,label\npictures/a.png,9999999999\n", "label 9999999999 is above 999999"),
+        ("path,label\npictures/a.png,1,2,3\n", "not readable as csv"),
+        ("", "not readable as csv"),
+    ],
+)
+def test_what_is_wrong_is_said(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_manifest(write_csv(folder, text))
+
+
+def test_a_parquet_file_that_is_none_is_named(folder: Path) -> None:
+    (folder / "list.parquet").write_bytes(b"PAR1 is not enough")
+    with pytest.raises(DataError, match=r"list\.parquet: not readable as parquet"):
+        read_manifest(folder / "list.parquet")
