@@ -1,0 +1,1 @@
+"""Tensors to tensors: networks, attention and where they look."""

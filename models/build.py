@@ -1,0 +1,268 @@
+"""From a model's description, or from a released folder, to a network: the only door to timm's factory."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.models import get_arch_name, get_pretrained_cfg
+from torch import nn
+
+from configs.base import ConfigError, ModelConfig
+from models.attention import use_attend
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+# What timm, fed with arguments that do not fit an architecture, has been seen to raise.
+_BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+)
+
+# Arguments that other parts of a recipe set: giving them twice would let one be dropped in silence.
+_RESERVED_ARGS = {
+    "num_classes": "set model.num_classes, or leave it to the data's class map",
+    "in_chans": "set data.channels",
+    "pretrained": "name released weights as 'checkpoint' of a finetune recipe",
+    "pretrained_cfg": "name released weights as 'checkpoint' of a finetune recipe",
+    "checkpoint_path": "name released weights as 'checkpoint' of a finetune recipe",
+}
+
+# What a pretrained_cfg says of weights and classes that a new training leaves behind.
+_FOREIGN_FACTS = (
+    *("url", "hf_hub_id", "hf_hub_filename", "file", "tag", "custom_load", "license", "origin_url", "notes"),
+    *("test_input_size", "label_names", "label_descriptions"),
+)
+
+
+class InputSpec(NamedTuple):
+    """What a network expects of an image: mean and std are per channel, of pixels scaled to 0..1."""
+
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    in_chans: int,
+    image_size: int,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> nn.Module:
+    """A freshly initialised network; mean and std are only written into its ``pretrained_cfg``."""
+    _check_name(config.name)
+    args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
+    try:
+        model: nn.Module = timm.create_model(config.name, pretrained=False, **args)
+        _check_forward(model, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
+    except _BUILD_ERRORS as error:
+        raise ConfigError(
+            f"model: {config.name!r} cannot be built with args {dict(config.args)!r} for {in_chans} x {image_size} x "
+            f"{image_size} images and {num_classes} classes: {_first_line(error)}"
+        ) from error
+    _describe_input(
+        model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
+    )
+    return use_attend(model)
+
+
+def load_release(reference: str) -> nn.Module:
+    """A trained network: a release folder, a run folder with a release, or a reference of timm's own."""
+    return _create_from(resolve_release(reference), reference)
+
+
+def build_from_release(
+    config: ModelConfig,
+    reference: str,
+    *,
+    num_classes: int,
+    in_chans: int,
+    image_size: int,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> nn.Module:
+    """The network of `config` starting from released weights.
+
+    timm resamples positions, folds input channels and resets a head that does not fit. Without mean and std the
+    checkpoint's own stay in its ``pretrained_cfg``.
+    """
+    _check_name(config.name)
+    resolved = resolve_release(reference)
+    architecture = _release_architecture(resolved)
+    if architecture is not None and architecture != get_arch_name(config.name):
+        raise ConfigError(
+            f"model.name is {config.name!r}, but checkpoint {reference!r} holds a {architecture!r}: "
+            f"set model.name to what the checkpoint holds"
+        )
+    args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
+    model = _create_from(resolved, reference, **args)
+    _describe_input(
+        model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
+    )
+    return model
+
+
+def resolve_release(reference: str) -> str:
+    """The timm reference behind a path or name; raises ConfigError saying what is missing where it names a folder."""
+    if reference.startswith("hf-hub:"):
+        return reference
+    folder = Path(reference.removeprefix("local-dir:")).expanduser()
+    if not folder.is_dir():
+        return _timm_reference(reference)
+    release = folder if (folder / CONFIG_FILE).is_file() else folder / "release"
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (release / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{str(folder)!r} is no release and no run folder with one: there is no {' and no '.join(missing)} in it "
+            f"or in its 'release' folder; a run writes its release when it has finished"
+        )
+    return f"local-dir:{release.resolve()}"
+
+
+def input_spec(model: nn.Module) -> InputSpec:
+    """What the network was trained on, read from its ``pretrained_cfg``."""
+    cfg = _pretrained_cfg(model)
+    channels, height, width = cfg["input_size"]
+    if height != width:
+        raise ConfigError(
+            f"the model takes images of {height} x {width} pixels; only square ones are supported"
+        )
+    mean, std = tuple(map(float, cfg["mean"])), tuple(map(float, cfg["std"]))
+    if len(mean) != channels or len(std) != channels:
+        raise ConfigError(
+            f"the model's config gives mean {mean} and std {std} for {channels} channel(s): correct its config.json"
+        )
+    return InputSpec(int(channels), int(height), mean, std)
+
+
+def label_names(model: nn.Module) -> tuple[str, ...]:
+    """The classes by name in the order of the logits; empty where the release does not carry them."""
+    return tuple(map(str, _pretrained_cfg(model).get("label_names") or ()))
+
+
+def _check_name(name: str) -> None:
+    if ":" in name or not timm.is_model(name):
+        close = difflib.get_close_matches(get_arch_name(name), timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see timm.list_models()"
+        raise ConfigError(f"model.name: {name!r} is no architecture of timm {timm.__version__}; {hint}")
+
+
+def _timm_args(config: ModelConfig, *, num_classes: int, in_chans: int, image_size: int) -> dict[str, Any]:
+    mistakes = [f"model.args.{key}: {advice}" for key, advice in _RESERVED_ARGS.items() if key in config.args]
+    args = {key: _with_tuples(value) for key, value in config.args.items()}
+    if args.get("img_size", image_size) not in (image_size, (image_size, image_size)):
+        mistakes.append(
+            f"model.args.img_size is {args['img_size']!r}, but data.image_size is {image_size}: leave the former out"
+        )
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    args.pop("img_size", None)
+    if _takes_image_size(config.name):
+        args["img_size"] = image_size
+    return {**args, "num_classes": num_classes, "in_chans": in_chans}
+
+
+def _takes_image_size(name: str) -> bool:
+    """timm's own rule: architectures with a fixed input size take it as ``img_size``."""
+    cfg = get_pretrained_cfg(name)
+    return cfg is not None and bool(cfg.fixed_input_size)
+
+
+def _with_tuples(value: Any) -> Any:
+    """YAML knows lists; timm compares, hashes and unpacks tuples."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(inner) for key, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+@torch.no_grad()
+def _check_forward(model: nn.Module, *, num_classes: int, in_chans: int, image_size: int) -> None:
+    """One image through the model: args that build but do not fit the image fail here, not in the first step."""
+    was_training = model.training
+    shape = tuple(model.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape)
+    model.train(was_training)
+    if shape != (1, num_classes):
+        raise ValueError(f"its output has the shape {shape} instead of {(1, num_classes)}")
+
+
+def _describe_input(
+    model: nn.Module, *, num_classes: int, in_chans: int, image_size: int, **stats: Any
+) -> None:
+    cfg = {key: value for key, value in _pretrained_cfg(model).items() if key not in _FOREIGN_FACTS}
+    given = {key: value for key, value in stats.items() if value is not None}
+    size = (in_chans, image_size, image_size)
+    cfg |= {
+        "architecture": get_arch_name(cfg["architecture"]),
+        "num_classes": num_classes,
+        "input_size": size,
+        **given,
+    }
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]  # timm's names for one dict
+
+
+def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    if cfg is None:
+        raise ConfigError(f"{type(model).__name__} has no pretrained_cfg: it does not come from timm")
+    return dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
+
+
+def _create_from(resolved: str, reference: str, **args: Any) -> nn.Module:
+    try:
+        model: nn.Module = timm.create_model(resolved, pretrained=True, **args)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"{WEIGHTS_FILE} of {reference!r} is damaged ({error}): copy or release it again"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{CONFIG_FILE} of {reference!r} is no JSON ({error}): copy or release it again"
+        ) from error
+    except _BUILD_ERRORS as error:
+        raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {_first_line(error)}") from error
+    return use_attend(model)
+
+
+def _timm_reference(reference: str) -> str:
+    name = reference.split("/")[-1]
+    if reference == name and ":" not in name and timm.is_model(name):
+        return reference
+    raise ConfigError(
+        f"checkpoint {reference!r}: no such folder, and no architecture of timm; give a release folder, a run folder "
+        f"with a release, a timm name or 'hf-hub:OWNER/NAME'"
+    )
+
+
+def _release_architecture(resolved: str) -> str | None:
+    if resolved.startswith("hf-hub:"):
+        return None
+    if not resolved.startswith("local-dir:"):
+        return str(get_arch_name(resolved))
+    try:
+        content = json.loads((Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE).read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{CONFIG_FILE} of {resolved!r} is no JSON ({error}): copy or release it again"
+        ) from error
+    return str(content.get("architecture"))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}" if lines else type(error).__name__

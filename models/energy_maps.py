@@ -1,0 +1,45 @@
+"""Where a CNN looks: the energy of a stage's activations (Zagoruyko & Komodakis 2017), one map per image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.map_hooks import MapHooks, pick
+
+
+class EnergyMaps(MapHooks):
+    """Mean over channels of the squared activations a stage puts out: float32 [B, h, w], not normalised.
+
+    Stages are those of timm's ``feature_info`` (CNNs: the stem first; Swin: its stages), by index or by module name.
+    """
+
+    kind = "energy"
+
+    def __init__(self, model: nn.Module, stages: Sequence[int | str] = (-1,)) -> None:
+        super().__init__(pick(_stages(model), stages, what="stages"))
+        self._channel_dim = -1 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
+
+    def _attach(self, index: int, module: nn.Module) -> None:
+        self._keep(module.register_forward_hook(partial(self._on_output, index)))
+
+    def _on_output(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.ndim != 4:
+            raise RuntimeError(
+                f"{self.names[index]} puts out a tensor of shape {tuple(output.shape)}: no image-like stage"
+            )
+        self._seen[index] = output.float().square().mean(dim=self._channel_dim)
+
+
+def stage_names(model: nn.Module) -> tuple[str, ...]:
+    """The stages EnergyMaps can show, from the input to the output."""
+    return tuple(name for name, _ in _stages(model))
+
+
+def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    listed: Any = getattr(model, "feature_info", None) or ()
+    modules = dict(model.named_modules())
+    return [(stage["module"], modules[stage["module"]]) for stage in listed if stage["module"] in modules]

@@ -1,0 +1,21 @@
+"""Which layer of a timm model each parameter belongs to, from the input to the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+from configs.base import ConfigError
+
+
+def layer_order(model: nn.Module) -> dict[str, int]:
+    """Layer number of each parameter by name, 0 next to the input, as the model's own grouping has it."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise ConfigError(
+            f"optim.layer_decay: {type(model).__name__} does not say how its layers are ordered; leave it out"
+        )
+    order = group_parameters(model, matcher(coarse=False), reverse=True)
+    return {str(name): int(layer) for name, layer in order.items()}

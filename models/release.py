@@ -1,0 +1,49 @@
+"""A trained network as a folder that plain timm loads: ``timm.create_model("local-dir:FOLDER", pretrained=True)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from models.build import CONFIG_FILE, WEIGHTS_FILE
+
+
+def save_for_timm(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    input_size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classes: Sequence[str],
+) -> None:
+    """Writes `weights` and what timm needs to build `model` around them into `folder`.
+
+    The weights come apart from the model since under ZeRO 3, or with averaged weights, they are not what it holds;
+    this is why it takes the two halves of timm's ``save_for_hf``, which writes what the model holds.
+    """
+    path = folder / WEIGHTS_FILE
+    path.touch()  # safetensors gives a new file mode 0600; an existing one keeps what the umask says
+    save_file(
+        {name: tensor.contiguous() for name, tensor in weights.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+    preprocessing = {
+        "input_size": tuple(input_size),
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+    }
+    save_config_for_hf(
+        model,
+        str(folder / CONFIG_FILE),
+        model_config={"label_names": list(classes)},
+        data_config=preprocessing,
+    )

@@ -1,0 +1,182 @@
+"""models.build: any recipe's model is built, described and reloaded, and mistakes are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import nn
+
+from configs.base import ConfigError, ModelConfig
+from models.build import build_from_release, build_model, input_spec, label_names, load_release
+
+TEACHER = ModelConfig(
+    name="vit_tiny_r_s16_p8_224",
+    args={"img_size": 28, "patch_size": 1, "embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_ratio": 2},
+)
+STUDENT = ModelConfig(
+    name="nf_seresnet26",
+    args={"depths": [1, 2], "channels": [48, 96], "stem_type": "3x3", "stem_chs": 24, "bottle_ratio": 0.5},
+)
+
+
+def build(config: ModelConfig, num_classes: int = 10) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(config, num_classes=num_classes, in_chans=1, image_size=28, mean=(0.3,), std=(0.35,))
+
+
+def release(model: nn.Module, config: ModelConfig, folder: Path) -> Path:
+    """A timm folder as timm itself writes it."""
+    args = (
+        {**config.args, "in_chans": 1, "img_size": 28}
+        if "vit" in config.name
+        else {**config.args, "in_chans": 1}
+    )
+    names = [f"class {i}" for i in range(10)]
+    save_for_hf(
+        model, folder, model_config={"model_args": args, "label_names": names}, safe_serialization=True
+    )
+    return folder
+
+
+@pytest.mark.parametrize("config", [TEACHER, STUDENT], ids=lambda config: config.name)
+def test_a_recipes_model_maps_small_grey_images_to_classes(config: ModelConfig) -> None:
+    model = build(config)
+    assert model.training
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert input_spec(model) == (1, 28, (0.3,), (0.35,))
+
+
+def test_the_teacher_sees_49_tokens() -> None:
+    assert build(TEACHER).patch_embed.num_patches == 49
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "swin_base_patch4_window7_224"])
+def test_imagenet_recipes_build(name: str) -> None:
+    config = ModelConfig(name=name, args={"drop_path_rate": 0.1})
+    model = build_model(config, num_classes=1000, in_chans=3, image_size=224)
+    assert input_spec(model)[:2] == (3, 224)
+    assert sum(p.numel() for p in model.parameters()) > 80e6
+
+
+def test_state_dict_keys_are_those_of_plain_timm() -> None:
+    plain = timm.create_model(TEACHER.name, in_chans=1, num_classes=10, **TEACHER.args)
+    assert list(build(TEACHER).state_dict()) == list(plain.state_dict())
+
+
+def test_the_same_weights_give_the_logits_of_plain_timm() -> None:
+    model = build(TEACHER).eval()
+    plain = timm.create_model(TEACHER.name, in_chans=1, num_classes=10, **TEACHER.args).eval()
+    plain.load_state_dict(model.state_dict())
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
+
+
+def test_the_image_size_comes_from_the_data_where_the_architecture_takes_it() -> None:
+    config = ModelConfig(
+        name="vit_tiny_patch16_224", args={"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    )
+    model = build_model(config, num_classes=3, in_chans=3, image_size=32)
+    assert model.pos_embed.shape == (1, 17, 48)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            ModelConfig(name="vit_bas_patch16_224"),
+            r"no architecture of timm .*did you mean 'vit_base_patch16_224'",
+        ),
+        (ModelConfig(name="hf-hub:some/one"), "no architecture of timm"),
+        (
+            ModelConfig(name="nf_seresnet26", args={"dephts": [1, 2]}),
+            "'nf_seresnet26' cannot be built with args .*dephts",
+        ),
+        (
+            ModelConfig(name="nf_seresnet26", args={"num_classes": 3}),
+            "model.args.num_classes: set model.num_classes",
+        ),
+        (ModelConfig(name=TEACHER.name, args={"img_size": 32}), "img_size is 32, but data.image_size is 28"),
+        (
+            ModelConfig(name="vit_tiny_patch16_224", args={"embed_dim": 100, "num_heads": 3}),
+            "cannot be built",
+        ),
+        (
+            ModelConfig(name="resnet26", args={"num_classes": 3, "in_chans": 2}),
+            r"num_classes: .*\n.*in_chans: set data.channels",
+        ),
+    ],
+)
+def test_a_mistake_in_the_model_section_is_named(config: ModelConfig, message: str) -> None:
+    with pytest.raises(ConfigError, match="(?s)" + message):
+        build(config)
+
+
+@pytest.mark.parametrize("config", [TEACHER, STUDENT], ids=lambda config: config.name)
+def test_a_release_reloads_with_equal_logits(config: ModelConfig, tmp_path: Path) -> None:
+    model = build(config).eval()
+    release(model, config, tmp_path / "run" / "release")
+    images = torch.rand(2, 1, 28, 28)
+    for reference in (
+        tmp_path / "run" / "release",
+        tmp_path / "run",
+        f"local-dir:{tmp_path / 'run' / 'release'}",
+    ):
+        loaded = load_release(str(reference)).eval()
+        torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+        assert input_spec(loaded) == (1, 28, (0.3,), (0.35,))
+        assert label_names(loaded) == tuple(f"class {i}" for i in range(10))
+
+
+def test_starting_from_a_release_keeps_the_body_and_resets_a_head_of_other_classes(tmp_path: Path) -> None:
+    model = build(STUDENT)
+    release(model, STUDENT, tmp_path)
+    tuned = build_from_release(STUDENT, str(tmp_path), num_classes=4, in_chans=1, image_size=28)
+    assert tuned(torch.rand(2, 1, 28, 28)).shape == (2, 4)
+    assert input_spec(tuned) == (1, 28, (0.3,), (0.35,)) and label_names(tuned) == ()
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("head")}
+    assert kept.keys() <= tuned.state_dict().keys()
+    assert all(torch.equal(value, tuned.state_dict()[name]) for name, value in kept.items())
+
+
+def test_starting_from_a_release_of_another_size_resamples_positions(tmp_path: Path) -> None:
+    config = ModelConfig(
+        name="vit_tiny_patch16_224", args={"patch_size": 7, "depth": 1, "embed_dim": 48, "num_heads": 3}
+    )
+    release(build(config), config, tmp_path)
+    tuned = build_from_release(config, str(tmp_path), num_classes=10, in_chans=1, image_size=42)
+    assert tuned.pos_embed.shape == (1, 37, 48)
+    assert input_spec(tuned).size == 42
+
+
+def test_starting_from_a_release_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    release(build(STUDENT), STUDENT, tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"model.name is 'vit_tiny_r_s16_p8_224', but checkpoint .* holds a 'nf_seresnet26'"
+    ):
+        build_from_release(TEACHER, str(tmp_path), num_classes=10, in_chans=1, image_size=28)
+
+
+def test_what_is_wrong_with_a_release_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder, and no architecture of timm"):
+        load_release(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"no config\.json and no model\.safetensors"):
+        load_release(str(tmp_path))
+    folder = release(build(STUDENT), STUDENT, tmp_path / "release")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"model.safetensors of .* is damaged"):
+        load_release(str(folder))
+    save_file({"other": torch.zeros(1)}, weights)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_release(str(folder))
+    (folder / "config.json").write_text(json.dumps({"architecture": "nope"})[:-3])
+    with pytest.raises(ConfigError, match=r"config.json of .* is no JSON"):
+        load_release(str(folder))

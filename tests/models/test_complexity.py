@@ -1,0 +1,34 @@
+"""models.complexity: counts equal those done by hand."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+
+from models.attention import use_attend
+from models.complexity import count_flops, count_parameters
+
+
+def test_a_convolution_and_a_linear_layer_cost_what_they_cost_on_paper() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 10 * 10, 5))
+    assert count_parameters(model) == 8 * 3 * 9 + 8 + 800 * 5 + 5
+    assert count_flops(model, (3, 10, 10)) == 2 * (8 * 100 * 27) + 2 * 800 * 5
+
+
+def test_attention_is_counted_although_its_kernel_is_fused() -> None:
+    n, d, depth = 17, 48, 2
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=d,
+        depth=depth,
+        num_heads=3,
+        num_classes=5,
+    ).train()
+    per_block = 2 * n * d * 3 * d + 2 * (2 * n * n * d) + 2 * n * d * d + 2 * (2 * n * d * 4 * d)
+    expected = 2 * (n - 1) * (3 * 64) * d + depth * per_block + 2 * d * 5
+    for candidate in (model, use_attend(model)):
+        assert count_flops(candidate, (3, 32, 32)) == expected
+    assert model.training and next(model.parameters()).device == torch.device("cpu")
