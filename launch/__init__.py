@@ -1,0 +1,1 @@
+"""The command line, and starting programs here or on SLURM."""

@@ -1,0 +1,205 @@
+"""The commands of `mirada`: read the arguments, check the recipe, start the program that does the work."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from launch.programs import become_program
+
+if TYPE_CHECKING:
+    from configs.load import Loaded
+
+app = typer.Typer(
+    name="mirada",
+    help="Pretrain vision Transformers from sharded images, and teach small CNNs to look where they look.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+_PASS_THROUGH: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+_PROGRAMS = ("pretrain", "finetune")
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, yours or one below configs/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/RECIPE.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Start anew instead of resuming what the run folder holds.")
+]
+Ranks = Annotated[
+    int | None, typer.Option("--ranks", min=1, metavar="N", help="Local processes. Default: train.ranks.")
+]
+
+
+def run() -> NoReturn:
+    """Runs the command line; a user's mistake ends with a message and exit code 2."""
+    try:
+        app()
+    except Exception as failure:
+        # NOTE: imported late: it brings pydantic, and `mirada --help` has to be quick.
+        from configs.exit_code import run_main
+
+        run_main(functools.partial(_reraise, failure))
+    raise SystemExit(0)
+
+
+def _reraise(failure: Exception) -> NoReturn:
+    raise failure
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        try:
+            typer.echo(f"mirada {metadata.version('mirada')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("mirada (not installed: run from a checkout)")
+        raise typer.Exit
+
+
+@app.callback()
+def mirada(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Holds the options that belong to no command."""
+
+
+@app.command(**_PASS_THROUGH)
+def data(context: typer.Context) -> None:
+    """Build, index, verify and inspect shards of images."""
+    become_program("data_pipeline", context.args)
+
+
+@config_app.command("show")
+def show_config(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    program: Annotated[
+        str | None,
+        typer.Option("--program", help="pretrain or finetune; default: told by the recipe's path."),
+    ] = None,
+) -> None:
+    """Print the effective config of a recipe, with the origin of each value."""
+    loaded = _load(program or _program_of(recipe), recipe, overrides)
+    typer.echo(loaded.annotated_yaml(), nl=False)
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, ranks: Ranks = None
+) -> None:
+    """Train a model from a stream of labelled images; run again to resume."""
+    _train("pretrain", recipe, overrides or [], out=out, fresh=fresh, ranks=ranks)
+
+
+@app.command()
+def finetune(
+    recipe: Recipe, overrides: Overrides = None, out: Out = None, fresh: Fresh = False, ranks: Ranks = None
+) -> None:
+    """Fine-tune a released checkpoint, or distil it into a student; run again to resume."""
+    _train("finetune", recipe, overrides or [], out=out, fresh=fresh, ranks=ranks)
+
+
+@app.command(**_PASS_THROUGH)
+def evaluate(context: typer.Context) -> None:
+    """Measure released checkpoints on every image of a split, exactly once."""
+    become_program("finetune.evaluation", context.args)
+
+
+@app.command(**_PASS_THROUGH)
+def attend(context: typer.Context) -> None:
+    """Draw where released checkpoints look."""
+    become_program("finetune.attend", context.args)
+
+
+@app.command(**_PASS_THROUGH)
+def export(context: typer.Context) -> None:
+    """Write a released checkpoint in the form another program reads."""
+    become_program("finetune.export", context.args)
+
+
+@app.command(**_PASS_THROUGH)
+def report(context: typer.Context) -> None:
+    """Write a self-contained HTML report of run folders."""
+    become_program("engine.report", context.args)
+
+
+@app.command(**_PASS_THROUGH)
+def sync(context: typer.Context) -> None:
+    """Send a run folder's events to MLflow."""
+    become_program("engine.tracking", context.args)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for all it makes.")] = Path(
+        "mirada-demo"
+    ),
+) -> None:
+    """Sample images to a distilled student and a report, in a few minutes; run again to resume."""
+    from launch.demo import run_demo
+
+    raise typer.Exit(run_demo(out))
+
+
+def _train(
+    program: str, recipe: str, overrides: list[str], *, out: Path | None, fresh: bool, ranks: int | None
+) -> None:
+    """Becomes a rank under torchrun and srun; elsewhere checks the recipe and starts the ranks."""
+    from launch.local import count_ranks, is_inside_job, run_ranks
+
+    folder = out or Path("runs") / Path(recipe).stem
+    arguments = [recipe, *overrides, "--out", str(folder), *(["--fresh"] if fresh else [])]
+    if is_inside_job(os.environ):
+        become_program(program, arguments)
+    requested = _load(program, recipe, overrides).config.train.ranks
+    again = ["mirada", *(part for part in [program, *sys.argv[2:]] if part != "--fresh")]
+    code = run_ranks(
+        program, arguments, num_ranks=ranks or count_ranks(requested), out=folder, again=shlex.join(again)
+    )
+    raise typer.Exit(code)
+
+
+def _load(program: str, recipe: str, overrides: list[str] | None) -> Loaded[Any]:
+    from configs.base import ConfigError
+    from configs.load import load_config
+    from finetune.config import FinetuneConfig
+    from pretrain.config import PretrainConfig
+
+    schemas: dict[str, type[PretrainConfig | FinetuneConfig]] = {
+        "pretrain": PretrainConfig,
+        "finetune": FinetuneConfig,
+    }
+    if program not in schemas:
+        raise ConfigError(f"no program {program!r}; allowed are {' and '.join(map(repr, schemas))}")
+    return load_config(schemas[program], recipe, overrides or [])
+
+
+def _program_of(recipe: str) -> str:
+    """``configs/pretrain/x.yaml`` and ``configs/smoke/pretrain_vit.yaml`` are pretrain's."""
+    from configs.base import ConfigError
+
+    for part in reversed(Path(recipe).parts):
+        for program in _PROGRAMS:
+            if part.startswith(program):
+                return program
+    raise ConfigError(
+        f"cannot tell which program {recipe!r} is for: say --program pretrain or --program finetune"
+    )
