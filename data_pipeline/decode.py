@@ -65,7 +65,7 @@ def decode(data: bytes, *, channels: int, header: Header | None = None) -> Pixel
     if header.format == _JPEG:
         pixels = _decode_jpeg(data, channels)
     elif header.format == _PNG:
-        pixels = _decode_png(data, channels)
+        pixels = _decode_any(data, channels, complete=_png_is_complete(data))
     else:
         pixels = _decode_any(data, channels, complete=int.from_bytes(data[4:8], "little") + 8 <= len(data))
     if pixels.shape[:2] != (header.height, header.width):
@@ -101,8 +101,14 @@ def _decode_jpeg(data: bytes, channels: int) -> Pixels:
     return decoded
 
 
-def _decode_png(data: bytes, channels: int) -> Pixels:
-    return _decode_any(data, channels, complete=b"IEND" in data)
+def _png_is_complete(data: bytes) -> bool:
+    # OpenCV allocates a chunk's announced length before it reads: walk the chunks first.
+    position = 8
+    while position + 12 <= len(data):
+        if data[position + 4 : position + 8] == b"IEND":
+            return True
+        position += 12 + _big(data, position, position + 4)
+    return False
 
 
 def _decode_any(data: bytes, channels: int, *, complete: bool) -> Pixels:

@@ -10,6 +10,7 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
 from data_pipeline.errors import DataError
+from data_pipeline.parent_watch import end_with_parent
 from data_pipeline.progress import ProgressBar
 
 Job = TypeVar("Job")
@@ -26,7 +27,7 @@ _shared_stop: Synchronized[int] | None = None
 
 
 class Stopped(Exception):
-    """Raised inside a worker whose parent is gone or was interrupted."""
+    """Raised inside a worker whose parent was interrupted."""
 
 
 def run_over_shards(
@@ -83,16 +84,17 @@ def _run_in_processes(
 
 
 def _set_up(count: Synchronized[int], stop: Synchronized[int]) -> None:
-    """In each worker: Ctrl-C reaches the parent, which tells the workers to stop."""
+    """In each worker: Ctrl-C reaches the parent, which tells the workers to stop; a worker left alone ends."""
     global _shared_count, _shared_stop
     _shared_count, _shared_stop = count, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _run_one(work: Work[Job, Result], job: Job) -> Result:
     if _shared_count is None or _shared_stop is None:
         raise DataError("a worker process was used before it was set up")
-    count, stop, parent = _shared_count, _shared_stop, multiprocessing.parent_process()
+    count, stop = _shared_count, _shared_stop
     unreported = 0
 
     def on_sample() -> None:
@@ -102,7 +104,7 @@ def _run_one(work: Work[Job, Result], job: Job) -> Result:
             with count.get_lock():
                 count.value += unreported
             unreported = 0
-            if stop.value or (parent is not None and not parent.is_alive()):
+            if stop.value:
                 raise Stopped
 
     result = work(job, on_sample)

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_pipeline.decode import limit_threads
 from data_pipeline.errors import DataError
+from data_pipeline.parent_watch import end_with_parent
 
 T = TypeVar("T")
 
@@ -115,15 +116,8 @@ def _context() -> Any:
 def _settle_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     limit_threads()
-    for watch in (_stop_only_for_parent, _end_with_parent):
-        threading.Thread(target=watch, name=watch.__name__, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # NOTE: torch watches the process that forked this one, the fork server, which lives on while its children do.
-    if (parent := multiprocessing.parent_process()) is not None:
-        connection.wait([parent.sentinel])
-        os._exit(0)
+    end_with_parent()
+    threading.Thread(target=_stop_only_for_parent, name="stop_only_for_parent", daemon=True).start()
 
 
 def _stop_only_for_parent() -> None:

@@ -102,7 +102,7 @@ def test_a_second_run_finds_nothing_to_do(source: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     source = make_image_folder(tmp_path / "source", per_class=40)
-    build(source, tmp_path / "whole", layout=Layout(shard_size=6))
+    build(source, tmp_path / "whole", layout=Layout(shard_size=2))
     target = tmp_path / "out"
     command = [
         sys.executable,
@@ -112,7 +112,7 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path
         str(source),
         str(target),
         "--shard-size",
-        "6",
+        "2",
         "--workers",
         "2",
     ]
