@@ -1,0 +1,111 @@
+"""Release: the end of a run, a folder with weights, config and model card that needs nothing of Mirada."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from configs.base import RunConfig
+from engine.durable import flush_file, flush_folder
+from engine.evaluate import Scores
+from models.release import save_for_timm
+
+_LOAD = """\
+```python
+import timm
+
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+```
+"""
+
+
+def write_release(
+    folder: Path,
+    *,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    config: RunConfig,
+    classes: Sequence[str],
+    command: str,
+    data_digest: str,
+    step: int,
+    scores: Scores | None,
+) -> Path:
+    """Writes the release aside and puts it in place of a former one; `weights` are `Engine.release_weights()`."""
+    aside = folder.with_name(f".{folder.name}-partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    data = config.data
+    save_for_timm(
+        model,
+        weights,
+        aside,
+        input_size=(data.channels, data.image_size, data.image_size),
+        mean=data.mean,
+        std=data.std,
+        classes=classes,
+    )
+    card = _model_card(
+        folder, config, classes, command=command, data_digest=data_digest, step=step, scores=scores
+    )
+    (aside / "README.md").write_text(card)
+    for path in aside.iterdir():
+        flush_file(path)
+    flush_folder(aside)
+    _replace_folder(aside, folder)
+    return folder
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    former = folder.with_name(f".{folder.name}-former")
+    shutil.rmtree(former, ignore_errors=True)
+    if folder.exists():
+        folder.rename(former)
+    new.rename(folder)
+    flush_folder(folder.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _model_card(
+    folder: Path,
+    config: RunConfig,
+    classes: Sequence[str],
+    *,
+    command: str,
+    data_digest: str,
+    step: int,
+    scores: Scores | None,
+) -> str:
+    """A short README with the front matter that model hubs read."""
+    data = config.data
+    what = "averaged over steps (EMA)" if config.train.ema is not None else "of the last step"
+    rows = [
+        ("architecture", f"timm `{config.model.name}`"),
+        ("input", f"{data.channels} x {data.image_size} x {data.image_size}"),
+        ("normalization", f"mean {_list(data.mean)}, std {_list(data.std)}, of pixels scaled to 0..1"),
+        ("classes", f"{len(classes)}: {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}"),
+        ("data", f"`{data.train}`, index digest `{data_digest}`"),
+        ("training", f"{step} steps of {config.train.global_batch} images; weights {what}"),
+    ]
+    if scores is not None:
+        rows.append(
+            (
+                "validation",
+                f"top-1 {scores.top1:.2f} %, top-5 {scores.top5:.2f} %, calibration error {scores.ece:.4f} "
+                f"on {scores.num_images} images of `{data.val}`",
+            )
+        )
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows)
+    return (
+        "---\ntags: [image-classification, timm]\nlibrary_name: timm\npipeline_tag: image-classification\n---\n"
+        f"# {config.model.name}, trained with Mirada\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"{_LOAD.format(folder=folder.name)}\nMade by:\n\n```\n{command}\n```\n"
+    )
+
+
+def _list(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,192 @@
+"""RunFolder: the folder of one run: whose it is, what lies where, and who may write in it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.base import ConfigError, RunConfig
+from engine.durable import replace_text
+from engine.world import World
+
+_FREE = (
+    "tracking",
+    "train.ranks",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "data.workers",
+    "data.prefetch",
+)
+"""Settings that may change when a run is resumed, since its weights do not depend on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """Paths within a run folder that belongs to this run's config."""
+
+    path: Path
+    digest: str
+    """Of all settings that the weights depend on."""
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def release(self) -> Path:
+        return self.path / "release"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def bad_samples(self) -> Path:
+        return self.path / "bad_samples.jsonl"
+
+    def log(self, rank: int) -> Path:
+        """Where a rank's log goes."""
+        return self.path / "logs" / f"rank_{rank}.log"
+
+
+def open_run_folder(path: Path, config: RunConfig, world: World, *, fresh: bool = False) -> RunFolder:
+    """Takes the folder for this run, new or to be resumed; all ranks together, and all fail together.
+
+    Refuses a folder that belongs to another config or that another process is training in. With `fresh` the old
+    contents move to a numbered sibling first; nothing is ever deleted.
+    """
+    problem = None
+    if world.is_main:
+        try:
+            _claim(path, config, fresh=fresh)
+        except (ConfigError, OSError) as error:
+            problem = error
+    problem = world.broadcast(problem)
+    if problem is not None:
+        raise problem
+    return RunFolder(path=path, digest=config_digest(config))
+
+
+def config_digest(config: RunConfig) -> str:
+    """Fingerprint of the settings that the weights depend on."""
+    settings = dict(_leaves(config.model_dump(mode="json")))
+    fixed = {key: value for key, value in settings.items() if not _is_free(key)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def start_logging(folder: RunFolder, world: World) -> None:
+    """Sends all messages of this rank to its log file, and from WARNING on rank 0's (ERROR others') to stderr."""
+    target = folder.log(world.rank)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(target)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setLevel(logging.WARNING if world.is_main else logging.ERROR)
+    to_terminal.setFormatter(logging.Formatter(f"%(levelname)s [rank {world.rank}] %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [to_file, to_terminal]
+    root.setLevel(logging.INFO)
+
+
+def _claim(path: Path, config: RunConfig, *, fresh: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--out {str(path)!r} is a file; name a folder")
+    if path.exists() and any(p for p in path.iterdir() if p.name != "logs" and not p.name.startswith(".")):
+        if not (path / "config.yaml").exists():
+            raise ConfigError(
+                f"--out {str(path)!r} is not empty and not a run folder (it has no config.yaml); name another folder"
+            )
+        if fresh:
+            _lock(path)
+            path.rename(_free_sibling(path))
+        else:
+            _check_owner(path, config)
+    path.mkdir(parents=True, exist_ok=True)
+    _lock(path)
+    replace_text(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _check_owner(path: Path, config: RunConfig) -> None:
+    """Raises unless the folder's config is this one in all that the weights depend on."""
+    advice = (
+        "resume it with the config it was started with, name another folder with --out, or start afresh with --fresh "
+        "(the old contents move to a numbered folder beside it)"
+    )
+    try:
+        former = type(config).model_validate(yaml.safe_load((path / "config.yaml").read_text()))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"run folder {str(path)!r} belongs to another kind of run ({error}); {advice}"
+        ) from error
+    differences = _differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
+    if differences:
+        raise ConfigError(
+            f"run folder {str(path)!r} belongs to another config: {'; '.join(differences)}; {advice}"
+        )
+
+
+def _differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    then, now = dict(_leaves(former)), dict(_leaves(present))
+    return [
+        f"{key} is {then.get(key)!r} there and {now.get(key)!r} here"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key) and not _is_free(key)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_free(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in _FREE)
+
+
+def _free_sibling(path: Path) -> Path:
+    number = 1
+    while (sibling := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return sibling
+
+
+_HELD: list[int] = []
+"""Locks of this process; the kernel gives them back when it ends, however it ends."""
+
+
+def _lock(path: Path) -> None:
+    """Takes the folder for this process. NOTE: a record lock: loader workers that outlive a kill do not inherit it."""
+    fd = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        os.close(fd)
+        raise ConfigError(
+            f"another process is training in {str(path)!r}; wait for it or stop it, or name another folder with --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks (some NFS mounts)
+    _HELD.append(fd)

@@ -1,0 +1,72 @@
+"""Timetable: when a run warms up, logs, evaluates, saves and ends, and its learning rate; pure, in steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from configs.base import ConfigError, Duration, RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timetable:
+    """A run's config with every duration turned into optimizer steps."""
+
+    global_batch: int
+    total_steps: int
+    warmup_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    schedule: str
+    peak_lr: float
+    min_lr: float
+
+    @classmethod
+    def of(cls, config: RunConfig, *, steps_per_epoch: int) -> Timetable:
+        """The timetable of a config on data of this length."""
+
+        def steps(name: str, duration: Duration) -> int:
+            count = duration.steps(steps_per_epoch=steps_per_epoch, global_batch=train.global_batch)
+            if count < 1:
+                raise ConfigError(
+                    f"{name}: '{duration}' is less than one optimizer step (an epoch has {steps_per_epoch} steps "
+                    f"of {train.global_batch} images); make it longer or train.global_batch smaller"
+                )
+            return count
+
+        train = config.train
+        total_steps = steps("train.duration", train.duration)
+        warmup_steps = config.schedule.warmup.steps(
+            steps_per_epoch=steps_per_epoch, global_batch=train.global_batch
+        )
+        if warmup_steps >= total_steps and warmup_steps > 0:
+            raise ConfigError(
+                f"schedule.warmup: '{config.schedule.warmup}' is {warmup_steps} steps, the whole run "
+                f"('{train.duration}') is {total_steps}; make the warm-up shorter"
+            )
+        return cls(
+            global_batch=train.global_batch,
+            total_steps=total_steps,
+            warmup_steps=warmup_steps,
+            log_every=train.log_every,
+            evaluate_every=steps("train.evaluate_every", train.evaluate_every),
+            checkpoint_every=steps("train.checkpoint_every", train.checkpoint_every),
+            schedule=config.schedule.name,
+            peak_lr=config.optim.lr,
+            min_lr=config.schedule.min_lr,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to `min_lr`."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.peak_lr
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        left = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.min_lr + (self.peak_lr - self.min_lr) * left
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether something done `every` so many steps, and at the end, is due after `step` steps."""
+        return step % every == 0 or step == self.total_steps

@@ -1,0 +1,16 @@
+"""One world of one rank for all tests of the engine: a process joins its process group once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine.world import World, close_world, init_world
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """This process alone, with a real process group for DeepSpeed."""
+    yield init_world()
+    close_world()

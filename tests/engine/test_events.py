@@ -1,0 +1,54 @@
+"""The log that everything else follows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.events import EventLog, read_events
+
+
+def test_an_event_is_one_line_that_can_be_read_at_once(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append("metrics", step=3, values={"train/loss": 0.5})
+    line = (tmp_path / "events.jsonl").read_text()
+    assert line.count("\n") == 1
+    assert json.loads(line) | {"time": 0} == {
+        "time": 0,
+        "kind": "metrics",
+        "step": 3,
+        "values": {"train/loss": 0.5},
+    }
+
+
+def test_what_json_cannot_write_is_left_out(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append("metrics", values={"a": float("nan"), "b": float("inf"), "c": 1.0}, path=tmp_path)
+    (event,) = read_events(tmp_path / "events.jsonl")
+    assert event["values"] == {"c": 1.0}
+    assert event["path"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("torn", ["{", '{"kind": "metrics"', '{"kind": "metrics", "step": 2}'])
+def test_the_line_a_kill_left_half_written_is_taken_back_and_the_log_goes_on(
+    tmp_path: Path, torn: str
+) -> None:
+    path = tmp_path / "events.jsonl"
+    first = EventLog(path)
+    first.append("run")
+    first.close()
+    with path.open("a") as file:
+        file.write(torn)
+    assert [event["kind"] for event in read_events(path)] == ["run"]
+    EventLog(path).append("resumed", step=1)
+    assert [event["kind"] for event in read_events(path)] == ["run", "resumed"]
+
+
+def test_a_log_without_a_path_keeps_nothing() -> None:
+    log = EventLog(None)
+    log.append("run")
+    log.flush()
+    log.close()
+    assert list(read_events(Path("does-not-exist"))) == []
