@@ -1,0 +1,1 @@
+"""A released checkpoint into a small student."""

@@ -1,0 +1,110 @@
+"""Candidate: a released network and the name it goes by in tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.base import ConfigError, DataConfig
+from models.build import InputSpec, input_spec, label_names, load_release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What is evaluated or looked at."""
+
+    name: str
+    """Name of its run folder; the whole reference where two would share it."""
+    reference: str
+    """As it was given."""
+    model: nn.Module
+    """In evaluation mode, frozen."""
+    spec: InputSpec
+    label_names: tuple[str, ...]
+    """The classes by name, where the release carries them."""
+
+    @property
+    def num_classes(self) -> int:
+        return int(getattr(self.model, "num_classes", 0))
+
+    def data_config(self, location: str) -> DataConfig:
+        """How this network wants the images of `location`: its size, channels and normalization."""
+        if self.spec.channels not in (1, 3):
+            raise ConfigError(
+                f"{self.name!r} takes images of {self.spec.channels} channels; images have 1 or 3"
+            )
+        return DataConfig(
+            train=location,
+            val=location,
+            image_size=self.spec.size,
+            channels=1 if self.spec.channels == 1 else 3,
+            mean=self.spec.mean,
+            std=self.spec.std,
+            workers=0,
+        )
+
+    def check_classes(self, class_names: Sequence[str], *, location: str) -> None:
+        """Raises ConfigError unless the data's class map is the one this network was trained on."""
+        if self.num_classes != len(class_names):
+            raise ConfigError(
+                f"{self.name!r} tells {self.num_classes} classes apart and the data {location!r} has "
+                f"{len(class_names)}: evaluate on data with the class map that it was trained on"
+            )
+        for index, (known, given) in enumerate(zip(self.label_names, class_names, strict=False)):
+            if known != given:
+                raise ConfigError(
+                    f"class {index} is {known!r} for {self.name!r} and {given!r} in {location!r}"
+                )
+
+
+def load_candidates(references: Sequence[str], *, device: torch.device) -> list[Candidate]:
+    """The networks behind release folders, run folders or timm references, in the order given."""
+    if not references:
+        raise ConfigError("no checkpoint is given: name at least one run folder or release folder")
+    return [
+        _load(reference, name, device) for reference, name in zip(references, _names(references), strict=True)
+    ]
+
+
+def parse_device(text: str) -> torch.device:
+    """``auto`` is the GPU where there is one; raises ConfigError for a device that is not there."""
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {text!r} cannot be used: {str(error).splitlines()[0]}; try 'auto' or 'cpu'"
+        ) from error
+    return device
+
+
+def _load(reference: str, name: str, device: torch.device) -> Candidate:
+    model = load_release(reference).eval().requires_grad_(False)
+    return Candidate(
+        name=name,
+        reference=reference,
+        model=model.to(device),
+        spec=input_spec(model),
+        label_names=label_names(model),
+    )
+
+
+def _names(references: Sequence[str]) -> list[str]:
+    short = [_short_name(reference) for reference in references]
+    return [
+        name if short.count(name) == 1 else reference
+        for name, reference in zip(short, references, strict=True)
+    ]
+
+
+def _short_name(reference: str) -> str:
+    """A run folder is named by itself or by its ``release``; a timm reference by its last part."""
+    path = Path(reference.removeprefix("local-dir:").removeprefix("hf-hub:"))
+    resolved = path.expanduser().resolve() if path.exists() else path
+    return resolved.parent.name if resolved.name == "release" else resolved.name

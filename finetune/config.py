@@ -1,0 +1,56 @@
+"""What a fine-tuning run is: a student, and the teacher and losses that shape it."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from configs.base import RunConfig, Section
+
+
+class LogitsConfig(Section):
+    """Hinton et al. 2015: KL divergence to the teacher's tempered softmax."""
+
+    weight: float = Field(default=1.0, ge=0.0)
+    temperature: float = Field(default=2.0, gt=0.0)
+
+
+class AttentionConfig(Section):
+    """Zagoruyko & Komodakis 2017, with the teacher's CLS attention in place of its activations."""
+
+    weight: float = Field(default=500.0, ge=0.0)
+    """Half the paper's beta of 1000: the mean squared distance of unit maps on n grid points lies below 2 / n."""
+    teacher_layers: tuple[int, ...] = (-1,)
+    """Teacher blocks whose attention maps are averaged; negative counts from the last."""
+    student_stages: tuple[int, ...] = (-2,)
+    """Student stages (of timm's ``feature_info``: the stem is 0) whose energy maps are compared with it; negative
+    counts from the last."""
+
+
+class TeacherConfig(Section):
+    """A frozen network to learn from, and how."""
+
+    checkpoint: str
+    """Released folder (``runs/teacher/release``), or a timm reference."""
+    logits: LogitsConfig | None = LogitsConfig()
+    attention: AttentionConfig | None = AttentionConfig()
+
+
+class FinetuneConfig(RunConfig):
+    """Supervised fine-tuning or distillation of `model`."""
+
+    checkpoint: str | None = None
+    """Released folder whose weights the model starts from; the head is reset when the classes differ."""
+    teacher: TeacherConfig | None = None
+    task_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the loss on true labels."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> FinetuneConfig:
+        losses = [self.task_weight]
+        if self.teacher is not None:
+            losses += [
+                part.weight for part in (self.teacher.logits, self.teacher.attention) if part is not None
+            ]
+        if not any(losses):
+            raise ValueError("every loss has weight 0: give task_weight or a teacher's loss a weight")
+        return self

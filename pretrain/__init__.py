@@ -1,0 +1,1 @@
+"""ZeRO-sharded pretraining from a stream."""

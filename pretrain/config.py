@@ -1,0 +1,9 @@
+"""What a pretraining run is."""
+
+from __future__ import annotations
+
+from configs.base import RunConfig
+
+
+class PretrainConfig(RunConfig):
+    """Supervised pretraining of a timm model on labelled shards."""

@@ -1,0 +1,80 @@
+"""The cluster recipes fit together: model, schedule and data plan at ImageNet's size, without reading an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.load import load_config
+from data_pipeline.index import ShardIndex
+from data_pipeline.plan import Plan, rank_slots
+from data_pipeline.shard import Shard
+from engine.timetable import Timetable
+from engine.world import World
+from engine.zero import deepspeed_config
+from models.build import build_model
+from models.complexity import count_flops, count_parameters
+from pretrain.config import PretrainConfig
+
+pytestmark = pytest.mark.slow
+
+NUM_IMAGES = 1_281_167
+SHARD_SIZE = 10_000
+PUBLISHED = {  # parameters and multiply-adds of the papers: Dosovitskiy et al. 2021 / timm, Liu et al. 2021 table 1
+    "imagenet_vit_b16": (86.6e6, 17.6e9),
+    "imagenet_swin_b": (87.8e6, 15.4e9),
+}
+
+
+@pytest.fixture(scope="module")
+def index() -> ShardIndex:
+    sizes = [SHARD_SIZE] * (NUM_IMAGES // SHARD_SIZE) + [NUM_IMAGES % SHARD_SIZE]
+    shards = tuple(
+        Shard(name=f"train-{i:06d}.tar", url="", num_samples=size, num_bytes=size * 110_000, digest="")
+        for i, size in enumerate(sizes)
+    )
+    return ShardIndex(
+        folder=Path("synthetic"),
+        name="imagenet",
+        split="train",
+        classes=tuple(map(str, range(1000))),
+        shards=shards,
+    )
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+def test_the_model_has_the_published_size_and_cost(recipe: str) -> None:
+    config = load_config(PretrainConfig, f"configs/pretrain/{recipe}.yaml").config
+    model = build_model(config.model, num_classes=1000, in_chans=3, image_size=config.data.image_size)
+    parameters, multiply_adds = PUBLISHED[recipe]
+    assert count_parameters(model) == pytest.approx(parameters, rel=0.01)
+    assert count_flops(model, (3, 224, 224)) == pytest.approx(2 * multiply_adds, rel=0.03)
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED)
+@pytest.mark.parametrize("num_nodes", [1, 2, 8])
+def test_schedule_and_batches_fit_one_to_eight_nodes(recipe: str, num_nodes: int, index: ShardIndex) -> None:
+    config = load_config(PretrainConfig, f"configs/pretrain/{recipe}.yaml").config
+    timetable = Timetable.of(config, steps_per_epoch=index.num_samples // config.train.global_batch)
+    assert timetable.total_steps == 300 * 1251
+    assert timetable.learning_rate(timetable.warmup_steps) == pytest.approx(config.optim.lr)
+    assert timetable.learning_rate(timetable.total_steps) == pytest.approx(config.schedule.min_lr)
+    world = World(rank=0, size=8 * num_nodes, local_rank=0, device=torch.device("cpu"))
+    settings = deepspeed_config(config, world, num_parameters=1)
+    assert settings["train_batch_size"] == 1024
+    assert (
+        settings["train_micro_batch_size_per_gpu"] * settings["gradient_accumulation_steps"] * world.size
+        == 1024
+    )
+
+
+def test_ranks_share_each_batch_and_an_epoch_takes_no_image_twice(index: ShardIndex) -> None:
+    config = load_config(PretrainConfig, "configs/pretrain/imagenet_vit_b16.yaml").config
+    plan = Plan(index.lengths, global_batch=1024, seed=0, window=config.data.shuffle_window)
+    parts = [plan.batch(3, 700, rank_slots(1024, rank, 64)) for rank in range(64)]
+    np.testing.assert_array_equal(np.concatenate(parts), plan.batch(3, 700))
+    epoch = np.concatenate([plan.batch(3, step) for step in range(plan.batches_per_epoch)])
+    assert len(np.unique(epoch)) == len(epoch) == NUM_IMAGES // 1024 * 1024
