@@ -182,10 +182,15 @@ class TrainConfig(Section):
     """Steps between two points in the event log."""
 
 
+def _off_is_text(value: object) -> object:
+    """YAML 1.1 reads an unquoted ``off`` as false."""
+    return "off" if value is False else value
+
+
 class TrackingConfig(Section):
     """Where the follower of the event log sends a run."""
 
-    uri: str | None = None
+    uri: Annotated[str | None, BeforeValidator(_off_is_text)] = None
     """MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else mlflow.db beside the run folder. ``off``: nowhere."""
     experiment: str = "mirada"
     run_name: str | None = None

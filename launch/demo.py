@@ -78,7 +78,7 @@ def demo_steps(out: Path) -> list[Step]:
         *(step for split in ("train", "test") for step in _data_steps(data, split)),
         _training("Pretrain the teacher, a small ViT", "pretrain", "pretrain/demo_vit", teacher, folders),
         _training(
-            "Distil it into a CNN student with labels for one image in ten",
+            "Distil it into a CNN student with labels for one image in twenty",
             "finetune",
             "finetune/demo_student",
             student,

@@ -105,6 +105,10 @@ def test_interpolation_is_text_not_a_lookup(recipe: Path) -> None:
     )
 
 
+def test_off_is_text_although_yaml_reads_a_false(recipe: Path) -> None:
+    assert load_config(PretrainConfig, recipe, ["tracking.uri=off"]).config.tracking.uri == "off"
+
+
 def test_override_without_equals_sign_is_explained(recipe: Path) -> None:
     assert "overrides are written key=value" in mistakes(recipe, "optim.lr")[0]
 
