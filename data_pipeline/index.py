@@ -130,7 +130,7 @@ def write_index(
 def write_rows(folder: Path, shard_name: str, rows: NDArray[np.void]) -> None:
     """Writes one shard's rows beside it, whole or not at all."""
     path = _rows_path(folder, shard_name)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with open(partial, "wb") as file:
         np.save(file, rows.astype(SAMPLE, copy=False), allow_pickle=False)
         file.flush()
@@ -248,7 +248,7 @@ def _fitting_classes(classes: Sequence[str] | None, rows: Mapping[str, NDArray[n
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with open(partial, "wb") as file:
         file.write(content)
         file.flush()
