@@ -13,7 +13,7 @@ from data_pipeline.bad import BadSample
 from data_pipeline.decode import DecodeError, Header, Pixels, crop_resize, decode, read_header
 from data_pipeline.index import ShardIndex
 from data_pipeline.scan import member_before
-from data_pipeline.source import ShardFiles
+from data_pipeline.source import ShardFiles, check_size
 
 Ints = NDArray[np.int64]
 _TAR_HEADER = 512
@@ -36,6 +36,7 @@ class SampleReader:
         self._size = data.image_size
         self._mean_colour = np.rint(np.array(data.mean) * 255).clip(0, 255).astype(np.uint8)
         self._files = ShardFiles()
+        self._urls: dict[int, str] = {}
         self._scratch = np.empty((data.image_size, data.image_size, data.channels), np.uint8)
 
     def read_varied(
@@ -65,7 +66,7 @@ class SampleReader:
         places = zip(slots.tolist(), sample_ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
         for slot, sample_id, shard, row in places:
             offset, size, _label, _format = self._index.rows(shard)[row].item()
-            data = self._files.read(self._index.shards[shard].url, offset, size)
+            data = self._files.read(self._urls.get(shard) or self._checked_url(shard), offset, size)
             try:
                 if len(data) < size:
                     raise DecodeError("truncated")
@@ -73,6 +74,13 @@ class SampleReader:
             except DecodeError as error:
                 bad[slot] = self._describe(sample_id, error.reason)
         return encoded, bad
+
+    def _checked_url(self, number: int) -> str:
+        """Where a shard lies; DataError at its first use if it is not there or not whole."""
+        shard = self._index.shards[number]
+        check_size(shard.url, shard.num_bytes, name=shard.name)
+        self._urls[number] = shard.url
+        return shard.url
 
     def _render(
         self, encoded: list[_Encoded], variations: Variations, images: Pixels

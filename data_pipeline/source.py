@@ -64,6 +64,20 @@ def local_shard(url: str) -> Path:
     return _cached(str(path.resolve()), status.st_size, str(status.st_mtime_ns))
 
 
+def check_size(url: str, num_bytes: int, *, name: str) -> None:
+    """Raises DataError when a local shard is missing or has not the size its index says; remote ones come whole."""
+    if is_remote(url):
+        return
+    path = Path(url.removeprefix("file://"))
+    size = path.stat().st_size if path.is_file() else None
+    if size != num_bytes:
+        found = f"has {size} bytes" if size is not None else f"is not at {str(path)!r}"
+        raise DataError(
+            f"shard {name!r} {found}, and its index says {num_bytes} bytes: copy it again from where it came, or, if "
+            "the shard is right, index it anew (mirada data index); mirada data verify finds what else is wrong"
+        )
+
+
 def refuse_commands(url: str) -> None:
     """Raises DataError on URLs that would run a program or chain one file system into another."""
     if url.startswith("pipe:") or "::" in url:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
+from configs.exit_code import USAGE
 from launch.programs import program_command, program_environment
 from launch.supervise import INTERRUPTED, STOPPED, Command, run_together
 
@@ -81,7 +82,9 @@ def run_ranks(
         return INTERRUPTED
     if outcome.code == STOPPED:
         _say(f"stopped; next start resumes: {again}")
-    elif outcome.first_failure:
+    elif (
+        outcome.first_failure and outcome.codes[0] != USAGE
+    ):  # a mistake all ranks found is told once, by rank 0
         _show_tail(outcome.first_failure, outcome.code, texts[outcome.first_failure])
     return outcome.code
 

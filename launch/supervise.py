@@ -42,6 +42,8 @@ class Outcome:
     """0, or the exit code of the first that failed (128 + N when signal N ended it)."""
     first_failure: int | None
     """Index of the command that failed first."""
+    codes: Sequence[int]
+    """Exit code of each command."""
     interrupted: bool
     """Ctrl-C was pressed."""
 
@@ -101,7 +103,7 @@ def _receiving(received: list[int]) -> Iterator[None]:
 
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], received: list[int], grace_s: float) -> Outcome:
-    running = dict(enumerate(children))
+    running, codes = dict(enumerate(children)), [0] * len(children)
     code, first_failure, num_interrupts = 0, None, 0
     kill_at = float("inf")
     while running:
@@ -113,7 +115,7 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], received: list[int], gra
                 kill_at = min(kill_at, time.monotonic() + grace_s)
         for index, child in [(index, child) for index, child in running.items() if _has_ended(child)]:
             del running[index]
-            returned = _reap(child)
+            returned = codes[index] = _reap(child)
             if returned == 0 or first_failure is not None:
                 continue
             code, first_failure = returned, index
@@ -124,7 +126,7 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], received: list[int], gra
         if time.monotonic() > kill_at:
             _send(running.values(), signal.SIGKILL)
         time.sleep(_POLL_S if running else 0)
-    return Outcome(code=code, first_failure=first_failure, interrupted=num_interrupts > 0)
+    return Outcome(code=code, first_failure=first_failure, codes=codes, interrupted=num_interrupts > 0)
 
 
 def _send(children: Iterable[subprocess.Popen[bytes]], number: int) -> None:

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.source import ShardFiles, local_shard, resolve
+from data_pipeline.source import ShardFiles, check_size, local_shard, resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,6 +120,18 @@ def test_reading_gives_bytes_at_an_offset_and_fewer_at_the_end(tmp_path: Path) -
     assert files.read(str(tmp_path / "a.tar"), 10, 5) == bytes(range(10, 15))
     assert files.read(str(tmp_path / "a.tar"), 95, 50) == bytes(range(95, 100))
     files.close()
+
+
+def test_a_shard_that_is_missing_or_cut_is_named_with_what_its_index_says(tmp_path: Path) -> None:
+    whole = tmp_path / "a.tar"
+    whole.write_bytes(bytes(100))
+    check_size(str(whole), 100, name="a.tar")
+    with pytest.raises(
+        DataError, match=r"shard 'a.tar' has 100 bytes, and its index says 101 bytes: copy it again"
+    ):
+        check_size(str(whole), 101, name="a.tar")
+    with pytest.raises(DataError, match=r"shard 'b.tar' is not at .*b\.tar', and its index says 7 bytes"):
+        check_size(str(tmp_path / "b.tar"), 7, name="b.tar")
 
 
 def test_more_shards_than_may_be_open_are_all_readable(tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ child = None if mode == "ends" else subprocess.Popen(["sleep", "600"])
 (folder / "new").with_suffix("." + rank).rename(folder / f"rank{rank}.json")
 if mode == "ends":
     sys.exit(0)
+if mode == "mistaken":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("error: no such key", file=sys.stderr)
+    sys.exit(2)
 if mode == "fails" and rank == "1":
     sys.exit(3)
 try:
@@ -117,6 +121,11 @@ def test_a_failing_rank_ends_the_others_and_its_code_is_returned(launch: Callabl
     assert code == 3
     assert "rank 1 ended with exit code 3" in errors and "rank 1 says hello" in errors
     assert not any(map(is_alive, pids))
+
+
+def test_a_mistake_that_every_rank_finds_is_told_once(launch: Callable[[str], Launch]) -> None:
+    code, _, errors = launch("mistaken").end()
+    assert (code, errors) == (2, "error: no such key\n")
 
 
 def test_ctrl_c_reaches_every_rank_and_says_how_to_resume(launch: Callable[[str], Launch]) -> None:
