@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy
 import torch
 
-from engine.durable import flush_file, flush_folder, replace_text
+from engine.durable import flush_file, flush_folder, naming_full_disk, replace_text
 from engine.errors import CheckpointError
 from engine.world import World
 from engine.zero import Engine
@@ -63,10 +63,11 @@ class CheckpointStore:
             _remove_leftovers(self._folder)
             partial.mkdir(parents=True)
         self._world.barrier()
-        engine.save(partial)
-        torch.save({**own, "rng": _rng_state()}, partial / f"rank-{self._world.rank:05d}.pt")
-        if self._world.is_main:
-            torch.save({**shared, "engine": engine.state_dict()}, partial / _SHARED)
+        with naming_full_disk(self._folder):
+            engine.save(partial)
+            torch.save({**own, "rng": _rng_state()}, partial / f"rank-{self._world.rank:05d}.pt")
+            if self._world.is_main:
+                torch.save({**shared, "engine": engine.state_dict()}, partial / _SHARED)
         self._world.barrier()
         files = self._digests(partial)
         if self._world.is_main:

@@ -132,7 +132,8 @@ def _append_to_log(out: Path, rank: int, text: str) -> None:
     """Adds to a log that the program began; a run that was refused has none, and gets none."""
     log = out / "logs" / f"rank_{rank}.log"
     if text and log.is_file():
-        with log.open("a") as lines:
+        # On a full disk the run has ended with that message already.
+        with contextlib.suppress(OSError), log.open("a") as lines:
             lines.write(text)
 
 
