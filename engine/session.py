@@ -23,6 +23,7 @@ from configs.base import ConfigError, RunConfig
 from configs.load import packaged_root
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.loader import EvalLoader, ShardLoader
+from engine.bad_list import BadList
 from engine.checkpoint import CheckpointStore
 from engine.command import Command
 from engine.evaluate import Evaluator
@@ -89,7 +90,7 @@ class Session:
             events=self._events,
             progress=self._progress,
             evaluator=self._evaluator,
-            bad_samples=self._folder.bad_samples,
+            bad_list=BadList(self._folder.bad_samples if self.world.is_main else None),
             seed=self.config.train.seed,
         )
 

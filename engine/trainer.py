@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import signal
@@ -10,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy
@@ -18,6 +16,7 @@ import torch
 
 from data_pipeline.bad import BadSample
 from data_pipeline.batch import Batch
+from engine.bad_list import BadList
 from engine.checkpoint import Checkpoint, CheckpointStore
 from engine.errors import DivergenceError
 from engine.evaluate import Evaluator, Scores
@@ -78,8 +77,8 @@ class Trainer:
         checkpoints: CheckpointStore,
         events: EventLog,
         progress: Progress,
+        bad_list: BadList,
         evaluator: Evaluator | None = None,
-        bad_samples: Path | None = None,
         seed: int = 0,
     ) -> None:
         self._engine = engine
@@ -90,7 +89,7 @@ class Trainer:
         self._events = events
         self._progress = progress
         self._evaluator = evaluator
-        self._bad_samples = bad_samples
+        self._bad_list = bad_list
         self._seed = seed
         self._meter = Meter(engine.world, global_batch=timetable.global_batch)
         self._step = 0
@@ -197,18 +196,13 @@ class Trainer:
 
     def _list_bad_samples(self) -> None:
         """Appends the images that could not be decoded on any rank to a file, and says how many there were."""
-        world = self._engine.world
-        found = [asdict(sample) for part in world.gather(list(self._loader.drain_bad())) for sample in part]
-        if not found or self._bad_samples is None or not world.is_main:
-            return
-        with self._bad_samples.open("a") as file:
-            file.writelines(json.dumps(sample) + "\n" for sample in found)
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in Counter(s["reason"] for s in found).items()
-        )
-        self._progress.note(
-            f"{len(found)} images could not be used ({reasons}); listed in {self._bad_samples}"
-        )
+        met = [sample for part in self._engine.world.gather(self._loader.drain_bad()) for sample in part]
+        found = self._bad_list.add(met)
+        if found:
+            reasons = ", ".join(f"{count} {why}" for why, count in Counter(s.reason for s in found).items())
+            self._progress.note(
+                f"{len(found)} images could not be used ({reasons}); listed in {self._bad_list.path}"
+            )
 
     def _resume_or_start(self) -> None:
         _seed_everything(self._seed, self._engine.world.rank)

@@ -26,6 +26,7 @@ from configs.base import (
 )
 from data_pipeline.bad import BadSample
 from data_pipeline.batch import Batch, normalize
+from engine.bad_list import BadList
 from engine.checkpoint import CheckpointStore
 from engine.evaluate import Evaluator
 from engine.events import EventLog, read_events
@@ -156,6 +157,7 @@ def tiny_trainer(
         checkpoints=CheckpointStore(folder.checkpoints, world, keep=2, run_digest=folder.digest),
         events=EventLog(folder.events if world.is_main else None),
         progress=Progress("tiny", quiet=quiet or not world.is_main),
+        bad_list=BadList(folder.bad_samples if world.is_main else None),
         evaluator=Evaluator(
             batches=[loader.batch(1000), loader.batch(1001)], mean=MEAN, std=STD, world=world
         ),
