@@ -27,7 +27,8 @@ forward = VisionTransformer.forward
 def seen_forward(model, *inputs):
     if not model.training:
         return forward(model, *inputs)
-    ours = [f for f in traceback.extract_stack()[:-1] if f.filename.startswith(root) and "site-packages" not in f.filename]
+    stack = traceback.extract_stack()[:-1]
+    ours = [f for f in stack if f.filename.startswith(root) and "site-packages" not in f.filename]
     print(json.dumps([Path(f.filename).name + ":" + f.name for f in ours]), flush=True)
     os._exit(0)
 
