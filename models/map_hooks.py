@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class MapHooks:
+class MapHooks(ABC):
     """Hooks that live for one `with` block, and what they saw; resolved, and found wanting, before any forward."""
 
     kind: ClassVar[Literal["attention", "energy"]]
@@ -49,8 +50,9 @@ class MapHooks:
         self._seen.clear()
         return maps
 
+    @abstractmethod
     def _attach(self, index: int, module: nn.Module) -> None:
-        raise NotImplementedError
+        """Hooks what the map of this layer is made from."""
 
     def _keep(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
