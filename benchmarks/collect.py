@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from engine.run_record import RunRecord, read_run
+
+_ABSOLUTE_FOLDER = re.compile(
+    r"(?<=[\s=])/\S*/"
+)  # where the measuring machine kept its files is nobody's business
 
 COLUMNS = {
     "name": ["network", "s"],
@@ -43,8 +48,8 @@ def main(arguments: list[str]) -> int:
         "note": " ".join(filter(None, [_note(evaluation, runs, commands), given.note])),
         "machine": {key: runs[0].start[key] for key in ("processor", "cores", "python")},
         "versions": runs[0].start["versions"],
-        "commands": [run.command for run in runs],
-        "steps": commands,
+        "commands": [_ABSOLUTE_FOLDER.sub("", run.command) for run in runs],
+        "steps": [{"name": step["name"], "seconds": step["seconds"]} for step in commands],
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(results, indent=1) + "\n")
