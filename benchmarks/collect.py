@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from engine.report import verdict
 from engine.run_record import RunRecord, read_run
 
 _ABSOLUTE_FOLDER = re.compile(
@@ -66,7 +67,8 @@ def _note(evaluation: dict[str, Any], runs: list[RunRecord], commands: list[dict
     note = f"All {evaluation['num_images']:,} test images, each once; {start['processor']}, {start['cores']} cores."
     if commands:
         note += f" The whole chain took {sum(step['seconds'] for step in commands) / 60:.1f} minutes."
-    return note
+    judged = verdict(evaluation["rows"], evaluation["num_images"])
+    return note if judged is None else f"{note} {judged.text}"
 
 
 if __name__ == "__main__":
