@@ -22,7 +22,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.scan import SAMPLE
 from data_pipeline.selection import Selection
 from data_pipeline.shard import Shard, describe_shard, find_shards
-from data_pipeline.source import is_remote, refuse_commands, resolve
+from data_pipeline.storage.source import is_remote, refuse_commands, resolve
 
 INFO_NAME = "_info.json"
 _VERSION = 1

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.base import AugmentConfig, DataConfig
-from data_pipeline.augment import Variations, draw_variations, uniforms, whole_image
 from data_pipeline.bad import BadSample
-from data_pipeline.decode import DecodeError, Header, Pixels, crop_resize, decode, read_header
 from data_pipeline.index import ShardIndex
+from data_pipeline.pixels.augment import Variations, draw_variations, uniforms, whole_image
+from data_pipeline.pixels.decode import DecodeError, Header, Pixels, crop_resize, decode, read_header
 from data_pipeline.scan import member_before
-from data_pipeline.source import ShardFiles, check_size
+from data_pipeline.storage.source import ShardFiles, check_size
 
 Ints = NDArray[np.int64]
 _TAR_HEADER = 512

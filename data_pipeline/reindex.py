@@ -9,7 +9,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, ShardIndex, index_shards, open_index
 from data_pipeline.progress import ProgressBar
 from data_pipeline.shard import find_shards
-from data_pipeline.source import resolve
+from data_pipeline.storage.source import resolve
 
 log = logging.getLogger(__name__)
 

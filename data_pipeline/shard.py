@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.scan import scan_shard
-from data_pipeline.source import local_shard
+from data_pipeline.storage.source import local_shard
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz")
 

@@ -61,7 +61,7 @@ class TrainSteps(Dataset[Item]):
         self._reader = SampleReader(index, data)
         self._data = data
         self._plan = plan
-        self.select_samplesion = selection
+        self._selection = selection
         self._slots = slots
         self._seed = seed
 
@@ -95,7 +95,7 @@ class TrainSteps(Dataset[Item]):
         )
 
     def _sample_ids(self, epoch: int, step: int) -> Ints:
-        return self.select_samplesion.ids(self._plan.batch(epoch, step, self._slots))
+        return self._selection.ids(self._plan.batch(epoch, step, self._slots))
 
     def _substitutes(self, epoch: int, step: int, attempt: int) -> Ints:
         # The same slot of the batches that follow: a function of the plan alone, in shards this rank reads anyway.

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from data_pipeline.decode import limit_threads
 from data_pipeline.errors import DataError
 from data_pipeline.parent_watch import end_with_parent
+from data_pipeline.pixels.decode import limit_threads
 
 T = TypeVar("T")
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from configs.base import ConfigError, DataConfig
 from configs.exit_code import run_main
 from data_pipeline.batch import normalize
-from data_pipeline.decode import DecodeError, crop_resize, decode
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, open_index
+from data_pipeline.pixels.decode import DecodeError, crop_resize, decode
 from data_pipeline.reader import SampleReader
 from finetune.candidate import Candidate, load_candidates, parse_device
 from finetune.overlay import Column, Panel, draw_overlays

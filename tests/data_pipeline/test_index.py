@@ -11,7 +11,7 @@ import webdataset
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, index_shards, open_index
 from data_pipeline.scan import SAMPLE
-from data_pipeline.source import ShardFiles
+from data_pipeline.storage.source import ShardFiles
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
 IMAGE = encode(draw_image(0))

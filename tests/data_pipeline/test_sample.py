@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.build_plan import Layout
-from data_pipeline.corpus import Choice, read_names
 from data_pipeline.index import open_index
-from data_pipeline.pack import build
-from data_pipeline.source import ShardFiles
-from data_pipeline.verify import verify
+from data_pipeline.inspection.verify import verify
+from data_pipeline.packing.build_plan import Layout
+from data_pipeline.packing.corpus import Choice, read_names
+from data_pipeline.packing.pack import build
+from data_pipeline.storage.source import ShardFiles
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data_pipeline" / "sample"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

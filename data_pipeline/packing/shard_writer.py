@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from data_pipeline.idx import encode_png
-from data_pipeline.record import Record, suffix_of
+from data_pipeline.packing.idx import encode_png
+from data_pipeline.packing.record import Record, suffix_of
 
 _PARTIAL = ".partial"
 

@@ -13,12 +13,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.decode import DecodeError, decode
 from data_pipeline.errors import DataError
-from data_pipeline.record import suffix_of
+from data_pipeline.packing.record import suffix_of
+from data_pipeline.pixels.decode import DecodeError, decode
 from data_pipeline.scan import SAMPLE, SUFFIXES, Member, list_members
 from data_pipeline.shard import Shard, checksum
-from data_pipeline.source import is_remote, local_shard
+from data_pipeline.storage.source import is_remote, local_shard
 
 _COPY = "copy the shard again from where it came, or build it again"
 _REINDEX = "if the shard is right and its index old, run: mirada data index"

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import read_manifest
+from data_pipeline.packing.manifest import read_manifest
 from tests.support.images import encoded_image
 
 

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from data_pipeline.errors import DataError
-from data_pipeline.record import SUFFIXES, Corpus, Record, Span
+from data_pipeline.packing.record import SUFFIXES, Corpus, Record, Span
 
 EXTENSIONS = frozenset({".csv", ".parquet"})
 _INTEGER = re.compile(r"0|[1-9][0-9]*")

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.decode import DecodeError, crop_resize, decode, read_header
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
-from data_pipeline.source import ShardFiles
+from data_pipeline.pixels.decode import DecodeError, crop_resize, decode, read_header
+from data_pipeline.storage.source import ShardFiles
 
 _FORMATS = ("jpg", "png", "webp")
 _TILE = 96

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from data_pipeline.errors import DataError
-from data_pipeline.record import Corpus, Record, Span, gunzip
+from data_pipeline.packing.record import Corpus, Record, Span, gunzip
 
 _IMAGES_MAGIC = 0x00000803
 _LABELS_MAGIC = 0x00000801

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.corpus import Choice, read_corpus, read_names
 from data_pipeline.errors import DataError
-from data_pipeline.idx import encode_png
+from data_pipeline.packing.corpus import Choice, read_corpus, read_names
+from data_pipeline.packing.idx import encode_png
 from tests.support.images import encoded_image, make_image_folder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.inspect import summarize, write_contact_sheet
+from data_pipeline.inspection.inspect import summarize, write_contact_sheet
 from tests.support.shards import draw_image, encode, make_shards
 
 

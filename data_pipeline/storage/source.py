@@ -34,7 +34,7 @@ def resolve(location: str) -> str:
     """The folder or URL a location stands for; ``mirada://X`` is the data that ships inside this package."""
     if not location.startswith(_PACKAGED):
         return location
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
     folder = (root / location.removeprefix(_PACKAGED)).resolve()
     if not folder.is_relative_to(root):
         raise DataError(

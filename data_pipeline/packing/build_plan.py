@@ -11,8 +11,8 @@ from typing import Any
 import xxhash
 
 from data_pipeline.errors import DataError
-from data_pipeline.record import Corpus, Record
-from data_pipeline.shard_writer import ShardJob, sync_folder
+from data_pipeline.packing.record import Corpus, Record
+from data_pipeline.packing.shard_writer import ShardJob, sync_folder
 
 PLAN_FILE = "_build.json"
 _VERSION = 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.decode import DecodeError, Header, crop_resize, decode, read_header
+from data_pipeline.pixels.decode import DecodeError, Header, crop_resize, decode, read_header
 from tests.support.shards import draw_image, encode
 
 FORMATS = [("jpg", 0), ("png", 1), ("webp", 2)]

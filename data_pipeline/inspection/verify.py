@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.index import ShardIndex, open_index
-from data_pipeline.shard_check import Fault, ShardCheck, ShardReport, check_shard
-from data_pipeline.shard_pool import run_over_shards
+from data_pipeline.inspection.shard_check import Fault, ShardCheck, ShardReport, check_shard
+from data_pipeline.packing.shard_pool import run_over_shards
 
 _SAMPLES_PER_WORKER = 20_000
 """Below this, another process costs more than it brings."""

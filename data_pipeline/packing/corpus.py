@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.idx import is_idx, read_idx
-from data_pipeline.image_folder import read_image_folder
-from data_pipeline.manifest import EXTENSIONS, read_manifest
-from data_pipeline.record import Corpus, Record
-from data_pipeline.tars import holds_tars, is_tar, read_tars
+from data_pipeline.packing.idx import is_idx, read_idx
+from data_pipeline.packing.image_folder import read_image_folder
+from data_pipeline.packing.manifest import EXTENSIONS, read_manifest
+from data_pipeline.packing.record import Corpus, Record
+from data_pipeline.packing.tars import holds_tars, is_tar, read_tars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

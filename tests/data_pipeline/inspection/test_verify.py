@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
 from data_pipeline.index import index_shards
-from data_pipeline.shard_check import Fault
-from data_pipeline.verify import verify
+from data_pipeline.inspection.shard_check import Fault
+from data_pipeline.inspection.verify import verify
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
 Members = list[tuple[str, bytes]]

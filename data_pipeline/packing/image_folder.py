@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.record import SUFFIXES, Corpus, Record, Span
+from data_pipeline.packing.record import SUFFIXES, Corpus, Record, Span
 
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.base import AugmentConfig
-from data_pipeline.augment import crop_boxes, draw_variations, uniforms
+from data_pipeline.pixels.augment import crop_boxes, draw_variations, uniforms
 
 MANY = np.arange(20_000)
 

@@ -10,9 +10,9 @@ import fsspec
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.source import ShardFiles, check_size, local_shard, resolve
+from data_pipeline.storage.source import ShardFiles, check_size, local_shard, resolve
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,9 @@ def test_a_truncated_archive_is_an_error_and_leaves_nothing_in_the_cache(tmp_pat
 def test_many_processes_asking_at_once_get_one_whole_copy(tmp_path: Path, cache: Path) -> None:
     content = os.urandom(3_000_000)
     shard = compress(tmp_path / "a.tar.gz", content)
-    program = "import sys; from data_pipeline.source import local_shard; print(local_shard(sys.argv[1]))"
+    program = (
+        "import sys; from data_pipeline.storage.source import local_shard; print(local_shard(sys.argv[1]))"
+    )
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(shard)],

@@ -17,19 +17,19 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.build_plan import Layout, plan_build
-from data_pipeline.corpus import Choice
 from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
-from data_pipeline.pack import build
-from data_pipeline.record import Corpus, Record, Span
-from data_pipeline.shard_pool import Stopped
-from data_pipeline.shard_writer import write_shard
-from data_pipeline.verify import verify
+from data_pipeline.inspection.verify import verify
+from data_pipeline.packing.build_plan import Layout, plan_build
+from data_pipeline.packing.corpus import Choice
+from data_pipeline.packing.pack import build
+from data_pipeline.packing.record import Corpus, Record, Span
+from data_pipeline.packing.shard_pool import Stopped
+from data_pipeline.packing.shard_writer import write_shard
 from tests.support.images import encoded_image, make_image_folder
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMALL = Layout(shard_size=5)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, open_index
-from data_pipeline.record import SUFFIXES, Corpus, Record, Span
+from data_pipeline.packing.record import SUFFIXES, Corpus, Record, Span
 from data_pipeline.scan import Member, list_members, scan_shard
 from data_pipeline.shard import find_shards
-from data_pipeline.source import local_shard
+from data_pipeline.storage.source import local_shard
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _EXTRAS = frozenset({"txt", "json"})

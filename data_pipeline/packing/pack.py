@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.build_plan import PLAN_FILE, BuildPlan, Layout, plan_build, save_plan, saved_digest
-from data_pipeline.corpus import Choice, read_corpus
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, write_index, write_rows
+from data_pipeline.packing.build_plan import PLAN_FILE, BuildPlan, Layout, plan_build, save_plan, saved_digest
+from data_pipeline.packing.corpus import Choice, read_corpus
+from data_pipeline.packing.shard_pool import run_over_shards
+from data_pipeline.packing.shard_writer import ShardJob, remove_partials, sync_folder, write_shard
 from data_pipeline.shard import Shard, describe_shard
-from data_pipeline.shard_pool import run_over_shards
-from data_pipeline.shard_writer import ShardJob, remove_partials, sync_folder, write_shard
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What shards hold, and what is wrong with them."""

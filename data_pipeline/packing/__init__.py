@@ -1,0 +1,1 @@
+"""Images -> shards: sources, the plan of a build, and the processes that write it."""

@@ -1,0 +1,1 @@
+"""Encoded images -> the varied square a model sees."""

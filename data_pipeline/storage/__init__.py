@@ -1,0 +1,1 @@
+"""Where shards lie: locations -> local files and bytes."""
