@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from data_pipeline.errors import DataError
@@ -22,20 +22,27 @@ class BadSample:
 class BadSamples:
     """The bad samples one rank has met, each once however often it comes by."""
 
-    def __init__(self, *, num_samples: int, max_fraction: float) -> None:
+    def __init__(self, *, num_samples: int, max_fraction: float, world_size: int = 1) -> None:
         self._num_samples = num_samples
         self._max_fraction = max_fraction
+        self._alone = world_size == 1
         self._met: dict[int, BadSample] = {}
         self._undrained: list[BadSample] = []
 
     def add(self, samples: Iterable[BadSample]) -> None:
-        """Records samples; raises DataError with a table of reasons once they exceed the allowed fraction."""
+        """Records samples; raises DataError with a table of reasons once they exceed the allowed fraction.
+
+        One of several ranks never raises: the others would wait for it. They add up what they met (`drain`), and stop
+        together.
+        """
         for sample in samples:
             if sample.sample_id not in self._met:
                 self._met[sample.sample_id] = sample
                 self._undrained.append(sample)
-        if len(self._met) > self._max_fraction * self._num_samples:
-            raise DataError(self._verdict())
+        if self._alone:
+            refuse_too_many(
+                self._met.values(), num_samples=self._num_samples, max_fraction=self._max_fraction
+            )
 
     def counts(self) -> dict[str, int]:
         """Number of bad samples by reason."""
@@ -46,11 +53,24 @@ class BadSamples:
         drained, self._undrained = self._undrained, []
         return drained
 
-    def _verdict(self) -> str:
-        table = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts().items()))
-        example = next(iter(self._met.values()))
-        return (
-            f"{len(self._met)} of {self._num_samples} images cannot be used ({table}); the first is key "
-            f"{example.key!r} in shard {example.shard!r}; data.max_bad_fraction allows {self._max_fraction:g}: "
-            "repair the data (mirada data verify --deep finds all), or raise it"
-        )
+
+def refuse_too_many(samples: Collection[BadSample], *, num_samples: int, max_fraction: float) -> None:
+    """Raises DataError with a table of reasons if these are more than the allowed fraction."""
+    if len(samples) <= max_fraction * num_samples:
+        return
+    counts = Counter(sample.reason for sample in samples)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    raise DataError(
+        f"{len(samples)} of {num_samples} images cannot be used ({reasons}); data.max_bad_fraction allows "
+        f"{max_fraction:g}: repair the data (mirada data verify --deep finds all), or raise it\n{_table(samples)}"
+    )
+
+
+def _table(samples: Collection[BadSample]) -> str:
+    """A line per reason, the most frequent first: how many, in how many shards, and the first of them."""
+    lines = [f"{'images':>10}  {'shards':>6}  {'reason':20}  first: shard, key"]
+    for reason, count in Counter(sample.reason for sample in samples).most_common():
+        those = [sample for sample in samples if sample.reason == reason]
+        num_shards, first = len({sample.shard for sample in those}), those[0]
+        lines.append(f"{count:>10,}  {num_shards:>6,}  {reason:20}  {first.shard}, {first.key!r}")
+    return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -22,6 +22,10 @@ class Batch:
     """int64 [B]; position in the index, stable for ever; -1 for padding."""
     weights: Tensor
     """float32 [B]; 0 for padding and for what could not be decoded in evaluation, else 1."""
+    views: tuple[Tensor, ...] = ()
+    """Further crops of the same images (``data.augment.views``), each uint8 [B, C, S, S] of a size of its own."""
+    captions: tuple[str, ...] | None = None
+    """What stands in each sample's ``.txt``, "" where it has none; None unless ``data.captions``."""
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -30,29 +34,35 @@ class Batch:
         """Micro-batches of at most `size` images, in order."""
         if size < 1:
             raise ValueError(f"a micro-batch needs at least 1 image, not {size}")
-        parts = [torch.split(tensor, size) for tensor in self._tensors()]
-        return [_from_tensors(*tensors) for tensors in zip(*parts, strict=True)]
+        return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; from pinned memory the copy does not block."""
-        return _from_tensors(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
-        return _from_tensors(*(tensor.pin_memory() for tensor in self._tensors()))
+        return self._each(lambda tensor: tensor.pin_memory())
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.images, self.targets, self.sample_ids, self.weights
+    def _part(self, slots: slice) -> Batch:
+        captions = None if self.captions is None else self.captions[slots]
+        return replace(self._each(lambda tensor: tensor[slots]), captions=captions)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=change(self.images),
+            targets=change(self.targets),
+            sample_ids=change(self.sample_ids),
+            weights=change(self.weights),
+            views=tuple(change(view) for view in self.views),
+        )
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 images -> float32, scaled to 0..1, minus `mean`, divided by `std`, where the images lie."""
     scale, shift = _affine(tuple(mean), tuple(std), images.device)
     return images.to(torch.float32).mul_(scale).add_(shift)
-
-
-def _from_tensors(images: Tensor, targets: Tensor, sample_ids: Tensor, weights: Tensor) -> Batch:
-    return Batch(images=images, targets=targets, sample_ids=sample_ids, weights=weights)
 
 
 @lru_cache(maxsize=16)

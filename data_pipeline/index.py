@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.scan import SAMPLE
-from data_pipeline.selection import Selection
-from data_pipeline.shard import Shard, describe_shard, find_shards
+from data_pipeline.shard import Shard
 from data_pipeline.storage.source import is_remote, refuse_commands, resolve
 
 INFO_NAME = "_info.json"
@@ -32,18 +30,27 @@ class ShardIndex:
     """All samples of one split: in which shard, where, with which label."""
 
     def __init__(
-        self, *, folder: Path, name: str, split: str, classes: tuple[str, ...], shards: tuple[Shard, ...]
+        self,
+        *,
+        folder: Path,
+        name: str,
+        split: str,
+        classes: tuple[str, ...],
+        shards: tuple[Shard, ...],
+        ignored: Mapping[str, int] | None = None,
     ) -> None:
         self.folder = folder
         self.name = name
         self.split = split
         self.classes = classes
         self.shards = shards
+        self.ignored = dict(ignored or {})
+        """Members of the tars that belong to no sample: how many by suffix."""
         self.lengths = np.array([shard.num_samples for shard in shards], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
         self.num_samples = int(self.starts[-1])
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identifies the data wherever it lies: classes, shard names, counts and checksums."""
         parts = [[shard.name, shard.num_samples, shard.digest] for shard in self.shards]
@@ -63,16 +70,6 @@ class ShardIndex:
         """Sample ids -> (shard, row within the shard)."""
         shards = np.searchsorted(self.starts, sample_ids, side="right") - 1
         return shards, sample_ids - self.starts[shards]
-
-    def select(self, keep: NDArray[np.bool_]) -> Selection:
-        """The samples marked in `keep` (one flag per sample), under their own ids."""
-        sample_ids = np.flatnonzero(keep).astype(np.int64)
-        counts = np.diff(np.searchsorted(sample_ids, self.starts))
-        return Selection(lengths=counts.astype(np.int64), sample_ids=sample_ids)
-
-    def select_all(self) -> Selection:
-        """Every sample."""
-        return Selection(lengths=self.lengths, sample_ids=None)
 
 
 def open_index(location: str) -> ShardIndex:
@@ -102,6 +99,7 @@ def write_index(
     rows: Mapping[str, NDArray[np.void]],
     base: str | None = None,
     source: str = "",
+    ignored: Mapping[str, int] | None = None,
 ) -> ShardIndex:
     """Writes an index into `folder`, `_info.json` last; `rows` by shard name, `base` if the shards lie elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +119,7 @@ def write_index(
         "classes": list(classes),
         "shards": [{"bytes": shard.num_bytes, "digest": shard.digest} for shard in shards],
         "source": source,
+        "ignored": dict(ignored or {}),
     }
     info = {"name": name, "splits": {split: described}, "mirada": ours}
     _write_atomically(folder / INFO_NAME, json.dumps(info, indent=1).encode())
@@ -139,43 +138,6 @@ def write_rows(folder: Path, shard_name: str, rows: NDArray[np.void]) -> None:
     _load_rows.cache_clear()
 
 
-def index_shards(
-    location: str,
-    out: Path | None = None,
-    *,
-    classes: Sequence[str] | None = None,
-    name: str | None = None,
-    split: str = "train",
-    source: str = "",
-    workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-) -> ShardIndex:
-    """Indexes a folder of tars without changing them; the index goes beside them, or to `out`.
-
-    `classes` defaults to those of an index already there, else to the class numbers; `progress` gets
-    (done, total).
-    """
-    folder = Path(resolve(location))
-    paths = find_shards(folder)
-    shards, rows = [], {}
-    with ThreadPoolExecutor(workers) as pool:
-        for done, (shard, shard_rows) in enumerate(pool.map(describe_shard, paths), start=1):
-            shards.append(shard)
-            rows[shard.name] = shard_rows
-            if progress is not None:
-                progress(done, len(paths))
-    return write_index(
-        out or folder,
-        name=name or folder.name,
-        split=split,
-        classes=_fitting_classes(classes or _known_classes(out or folder), rows),
-        shards=shards,
-        rows=rows,
-        base=str(folder.resolve()) if out is not None and out.resolve() != folder.resolve() else None,
-        source=source,
-    )
-
-
 def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
     ours = info.get("mirada")
     if ours is None or len(info["splits"]) != 1:
@@ -183,11 +145,12 @@ def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
     if ours["version"] != _VERSION:
         raise ValueError(f"version {ours['version']} is not {_VERSION}")
     (split, described), base = next(iter(info["splits"].items())), ours["base"]
+    root = _shard_root(folder, base)
     columns = zip(described["filenames"], described["shard_lengths"], ours["shards"], strict=True)
     shards = tuple(
         Shard(
             name=str(name),
-            url=_shard_url(folder, base, str(name)),
+            url=root + _checked_name(str(name)),
             num_samples=int(length),
             num_bytes=int(entry["bytes"]),
             digest=str(entry["digest"]),
@@ -195,23 +158,36 @@ def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
         for name, length, entry in columns
     )
     classes = tuple(str(label) for label in ours["classes"])
-    return ShardIndex(folder=folder, name=str(info["name"]), split=split, classes=classes, shards=shards)
+    return ShardIndex(
+        folder=folder,
+        name=str(info["name"]),
+        split=split,
+        classes=classes,
+        shards=shards,
+        ignored={str(suffix): int(count) for suffix, count in dict(ours.get("ignored", {})).items()},
+    )
 
 
-def _shard_url(folder: Path, base: str | None, name: str) -> str:
-    if name != os.path.basename(name) or name in ("", ".", ".."):
-        raise ValueError(f"shard name {name!r} is not a plain file name")
+def _shard_root(folder: Path, base: str | None) -> str:
+    """What the name of each shard is put behind."""
     if base is None:
-        return str(folder / name)
+        return f"{folder}/"
     refuse_commands(base)
-    return f"{base.rstrip('/')}/{name}" if is_remote(base) else str(folder / base / name)
+    return f"{base.rstrip('/')}/" if is_remote(base) else f"{folder / base}/"
+
+
+def _checked_name(name: str) -> str:
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"shard name {name!r} is not a plain file name")
+    return name
 
 
 def _rows_path(folder: Path, shard_name: str) -> Path:
     return folder / f"{shard_name}.index.npy"
 
 
-@lru_cache(maxsize=1024)
+# Each mapping holds a file descriptor, and so does each open shard; the usual limit is 1,024.
+@lru_cache(maxsize=256)
 def _load_rows(folder: Path, shard_name: str, num_samples: int) -> NDArray[np.void]:
     path = _rows_path(folder, shard_name)
     advice = f"make the index again with: mirada data index {folder}"
@@ -225,26 +201,6 @@ def _load_rows(folder: Path, shard_name: str, num_samples: int) -> NDArray[np.vo
             f"the index file {str(path)!r} has {rows.shape} rows of another kind or number; {advice}"
         )
     return rows
-
-
-def _known_classes(folder: Path) -> Sequence[str] | None:
-    return open_index(str(folder)).classes if (folder / INFO_NAME).is_file() else None
-
-
-def _fitting_classes(classes: Sequence[str] | None, rows: Mapping[str, NDArray[np.void]]) -> Sequence[str]:
-    highest = {name: int(shard_rows["label"].max()) for name, shard_rows in rows.items()}
-    unlabelled = [name for name, label in highest.items() if label < 0]
-    if unlabelled and len(unlabelled) < len(rows):
-        raise DataError(f"shard {unlabelled[0]!r} has no labels, while others have; label all shards or none")
-    needed = max(highest.values()) + 1
-    if classes is None:
-        return [str(label) for label in range(needed)]
-    if len(classes) < needed:
-        worst = max(highest, key=lambda name: highest[name])
-        raise DataError(
-            f"shard {worst!r} has label {needed - 1}, but the class map has only {len(classes)} classes"
-        )
-    return classes
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

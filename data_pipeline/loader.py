@@ -1,27 +1,26 @@
 """ShardLoader and EvalLoader: an index -> this rank's batches, decoded by worker processes ahead of time.
 
-    plan.batch(epoch, step)[rank's slots] -> sample ids -> SampleReader -> shared memory -> Batch
+    RunOrder.share(step, rank's slots) -> sample ids -> SampleReader -> shared memory -> Batch
 
 The position is what the optimizer consumed (`advance`), not what was read ahead; batch t holds the same samples
-and pixels with any number of ranks and workers, and after any interruption.
+and pixels with any number of ranks and workers, and after any interruption. A worker that dies is replaced.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import TypedDict
-
-from torch.utils.data import DataLoader
 
 from configs.base import DataConfig
 from data_pipeline.bad import BadSample, BadSamples
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
-from data_pipeline.plan import Plan, eval_batches, rank_slots
-from data_pipeline.steps import EvalSteps, Item, TrainSteps, select_samples
-from data_pipeline.workers import make_loader, received, start_workers
+from data_pipeline.order.plan import eval_batches, rank_slots
+from data_pipeline.order.run_order import RunOrder
+from data_pipeline.packet import Packet
+from data_pipeline.steps import EvalSteps, TrainSteps
+from data_pipeline.workers import Workers
 
 _STATE_VERSION = 1
 
@@ -36,7 +35,7 @@ class LoaderState(TypedDict):
 
 
 class ShardLoader:
-    """Endless training batches of one rank, in the order of the plan, from the position on."""
+    """Endless training batches of one rank, in the order of the run, from the position on."""
 
     def __init__(
         self,
@@ -48,31 +47,24 @@ class ShardLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        selection = select_samples(index, data)
-        self.num_samples = int(selection.lengths.sum())
-        """Samples an epoch is drawn from (those kept by label_fraction and unlabelled)."""
         slots = rank_slots(global_batch, rank, world_size)
-        plan = Plan(
-            selection.lengths,
-            global_batch=global_batch,
-            seed=seed,
-            window=data.shuffle_window,
-            num_streams=data.streams,
-        )
-        self.batches_per_epoch = plan.batches_per_epoch
+        self._order = RunOrder(index, data, global_batch=global_batch, seed=seed)
+        self.num_samples = self._order.num_samples
+        """Samples there are to train on (those kept by label_fraction and unlabelled)."""
+        self.batches_per_epoch = self._order.batches_per_epoch
         self._global_batch = global_batch
         self._step = 0
-        self._bad = BadSamples(num_samples=self.num_samples, max_fraction=data.max_bad_fraction)
-        steps = TrainSteps(index, data, plan=plan, selection=selection, slots=slots, seed=seed)
-        self._sampler = _CountFrom()
-        self._loader: DataLoader[Item | DataError] = make_loader(
-            steps, self._sampler, workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
+        self._bad = BadSamples(
+            num_samples=self.num_samples, max_fraction=data.max_bad_fraction, world_size=world_size
+        )
+        steps = TrainSteps(index, data, order=self._order, slots=slots, seed=seed)
+        self._workers = Workers(
+            steps, num_workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
         )
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the position on, across epochs, without end; the workers start now."""
-        self._sampler.first = self._step
-        return self._batches(start_workers(self._loader))
+        return _batches(self._workers.items(self._step), self._bad)
 
     def advance(self) -> None:
         """The optimizer has consumed one global batch."""
@@ -82,6 +74,11 @@ class ShardLoader:
     def epoch(self) -> int:
         """The epoch the next batch to be consumed belongs to."""
         return self._step // self.batches_per_epoch
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often the optimizer went through each corpus so far, by name."""
+        return self._order.passes_done(self._step)
 
     @property
     def bad_samples(self) -> dict[str, int]:
@@ -107,11 +104,6 @@ class ShardLoader:
             )
         self._step = state["epoch"] * self.batches_per_epoch + step
 
-    def _batches(self, items: Iterator[Item | DataError]) -> Iterator[Batch]:
-        for item in received(items):
-            self._bad.add(item.bad)
-            yield item.batch()
-
 
 class EvalLoader:
     """One rank's pass over an index: over all ranks every sample once; equal batch counts, weight 0 for padding."""
@@ -120,13 +112,14 @@ class EvalLoader:
         self, index: ShardIndex, data: DataConfig, *, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.num_samples = index.num_samples
-        self._bad = BadSamples(num_samples=index.num_samples, max_fraction=data.max_bad_fraction)
+        self._bad = BadSamples(
+            num_samples=index.num_samples, max_fraction=data.max_bad_fraction, world_size=world_size
+        )
         batches = eval_batches(index.num_samples, batch_size, rank, world_size)
         self._num_batches = len(batches)
-        self._loader: DataLoader[Item | DataError] = make_loader(
+        self._workers = Workers(
             EvalSteps(index, data, batches),
-            range(len(batches)),
-            workers=min(data.workers, len(batches)),
+            num_workers=min(data.workers, len(batches)),
             prefetch=data.prefetch,
             persistent=False,
         )
@@ -136,7 +129,7 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches, from the first; an image that cannot be decoded keeps its place with weight 0."""
-        return self._batches(start_workers(self._loader))
+        return _batches(self._workers.items(0, self._num_batches), self._bad)
 
     @property
     def bad_samples(self) -> dict[str, int]:
@@ -147,15 +140,8 @@ class EvalLoader:
         """Bad samples met since the last call."""
         return self._bad.drain()
 
-    def _batches(self, items: Iterator[Item | DataError]) -> Iterator[Batch]:
-        for item in received(items):
-            self._bad.add(item.bad)
-            yield item.batch()
 
-
-class _CountFrom:
-    def __init__(self) -> None:
-        self.first = 0
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.first)
+def _batches(packets: Iterator[Packet], bad: BadSamples) -> Iterator[Batch]:
+    for packet in packets:
+        bad.add(packet.bad)
+        yield packet.batch()

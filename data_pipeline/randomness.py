@@ -31,12 +31,16 @@ def to_unit(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 def permutation(size: int, purpose: str, *words: int) -> NDArray[np.int64]:
     """A random order of range(`size`)."""
-    return np.argsort(hash_words(purpose, *words, np.arange(size)), kind="stable")
+    # No two hashes are equal (each step of the hash is bijective in the last word), so any kind of sort will do.
+    return np.argsort(hash_words(purpose, *words, np.arange(size)))
 
 
 def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
     # The finalizer of splitmix64 (Steele, Lea & Flood 2014): bijective, each input bit reaches each output bit.
-    mixed: NDArray[np.uint64] = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = bits >> np.uint64(30)
+    mixed ^= bits
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
     return mixed

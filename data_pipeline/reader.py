@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,12 +12,18 @@ from configs.base import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
 from data_pipeline.index import ShardIndex
 from data_pipeline.pixels.augment import Variations, draw_variations, uniforms, whole_image
-from data_pipeline.pixels.decode import DecodeError, Header, Pixels, crop_resize, decode, read_header
-from data_pipeline.scan import member_before
-from data_pipeline.storage.source import ShardFiles, check_size
+from data_pipeline.pixels.crop import decode_crop
+from data_pipeline.pixels.decode import DecodeError, Header, Pixels, read_header
+from data_pipeline.pixels.exact import decode_crop_exactly
+from data_pipeline.pixels.photometric import Photometric
+from data_pipeline.scan import MAX_IMAGE_BYTES, member_before
+from data_pipeline.storage.cache import ShardCache
+from data_pipeline.storage.files import ShardFiles
+from data_pipeline.storage.source import check_size
 
 Ints = NDArray[np.int64]
 _TAR_HEADER = 512
+_MAX_OFFSET = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +37,12 @@ class _Encoded:
 class SampleReader:
     """Reads images of an index as a run's data section wants them; one per process."""
 
-    def __init__(self, index: ShardIndex, data: DataConfig) -> None:
+    def __init__(self, index: ShardIndex, data: DataConfig, files: ShardFiles | None = None) -> None:
         self._index = index
-        self._channels = data.channels
         self._size = data.image_size
+        self._decode_crop = decode_crop_exactly if data.decode == "exact" else decode_crop
         self._mean_colour = np.rint(np.array(data.mean) * 255).clip(0, 255).astype(np.uint8)
-        self._files = ShardFiles()
+        self._files = files or open_files(index, data)
         self._urls: dict[int, str] = {}
         self._scratch = np.empty((data.image_size, data.image_size, data.channels), np.uint8)
 
@@ -46,12 +53,14 @@ class SampleReader:
         encoded, bad = self._fetch(slots, sample_ids)
         heights, widths = _sizes(encoded)
         u = uniforms(seed, epoch, np.array([sample.sample_id for sample in encoded], np.int64))
-        return bad | self._render(encoded, draw_variations(augment, self._size, heights, widths, u), images)
+        variations = draw_variations(augment, self._size, heights, widths, u)
+        photometric = Photometric(augment, fill=tuple(self._mean_colour.tolist()))
+        return bad | self._render(encoded, variations, images, photometric)
 
     def read_whole(self, slots: Ints, sample_ids: Ints, images: Pixels) -> dict[int, BadSample]:
         """Puts each sample, resized and otherwise as it is, into its slot of `images`; slot -> fault."""
         encoded, bad = self._fetch(slots, sample_ids)
-        return bad | self._render(encoded, whole_image(*_sizes(encoded)), images)
+        return bad | self._render(encoded, whole_image(*_sizes(encoded)), images, None)
 
     def labels(self, sample_ids: Ints) -> Ints:
         """The label of each sample; -1 where there is none."""
@@ -66,8 +75,12 @@ class SampleReader:
         places = zip(slots.tolist(), sample_ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
         for slot, sample_id, shard, row in places:
             offset, size, _label, _format = self._index.rows(shard)[row].item()
-            data = self._files.read(self._urls.get(shard) or self._checked_url(shard), offset, size)
+            url = self._urls.get(shard) or self._checked_url(shard)
             try:
+                # The index came with the shards, and is not believed more than they are.
+                if size > MAX_IMAGE_BYTES or offset > _MAX_OFFSET:
+                    raise DecodeError("too large")
+                data = self._files.read(url, offset, size)
                 if len(data) < size:
                     raise DecodeError("truncated")
                 encoded.append(_Encoded(slot=slot, sample_id=sample_id, data=data, header=read_header(data)))
@@ -83,44 +96,54 @@ class SampleReader:
         return shard.url
 
     def _render(
-        self, encoded: list[_Encoded], variations: Variations, images: Pixels
+        self,
+        encoded: list[_Encoded],
+        variations: Variations,
+        images: Pixels,
+        photometric: Photometric | None,
     ) -> dict[int, BadSample]:
         bad: dict[int, BadSample] = {}
         boxes, shifts = variations.boxes.tolist(), variations.shifts.tolist()
         flips, erasures = variations.flips.tolist(), variations.erasures.tolist()
         for i, sample in enumerate(encoded):
+            out = images[sample.slot]
             try:
-                image = decode(sample.data, channels=self._channels, header=sample.header)
+                self._draw(sample, boxes[i], shifts[i], out)
             except DecodeError as error:
                 bad[sample.slot] = self._describe(sample.sample_id, error.reason)
                 continue
-            self._draw(image, boxes[i], shifts[i], flips[i], erasures[i], images[sample.slot])
+            if flips[i]:
+                cv2.flip(out, 1, dst=out)
+            if photometric is not None:
+                photometric.apply(out, variations.photometric[i])
+            self._erase(erasures[i], out)
         return bad
 
-    def _draw(
-        self, image: Pixels, box: list[int], shift: list[int], flip: bool, erasure: list[int], out: Pixels
-    ) -> None:
+    def _draw(self, sample: _Encoded, box: list[int], shift: list[int], out: Pixels) -> None:
         left, top, width, height = box
         moved = shift != [0, 0]
-        if not moved and not flip:
-            crop_resize(image, (left, top, width, height), out)
-        else:
-            if (height, width) == self._scratch.shape[:2]:
-                square = image[top : top + height, left : left + width]
-            else:
-                crop_resize(image, (left, top, width, height), self._scratch)
-                square = self._scratch
-            _place_shifted(square, shift, out[:, ::-1] if flip else out)
-        if erasure[2]:
-            left, top, width, height = erasure
+        square = self._scratch if moved else out
+        self._decode_crop(sample.data, sample.header, (left, top, width, height), square)
+        if moved:
+            _place_shifted(square, shift, out)
+
+    def _erase(self, box: list[int], out: Pixels) -> None:
+        left, top, width, height = box
+        if width:
             out[top : top + height, left : left + width] = self._mean_colour
 
     def _describe(self, sample_id: int, reason: str) -> BadSample:
         shards, rows = self._index.locate(np.array([sample_id], np.int64))
         shard, row = self._index.shards[int(shards[0])], int(rows[0])
         offset = int(self._index.rows(int(shards[0]))["offset"][row])
-        key = member_before(self._files.read(shard.url, offset - _TAR_HEADER, _TAR_HEADER))
+        before = min(max(offset - _TAR_HEADER, 0), _MAX_OFFSET)
+        key = member_before(self._files.read(shard.url, before, _TAR_HEADER))
         return BadSample(sample_id=sample_id, shard=shard.name, key=key or f"row {row}", reason=reason)
+
+
+def open_files(index: ShardIndex, data: DataConfig) -> ShardFiles:
+    """The shards of an index, for all that one process reads of them: copies it has open count once."""
+    return ShardFiles(index.shards, cache=ShardCache(max_bytes=data.cache_size))
 
 
 def _sizes(encoded: list[_Encoded]) -> tuple[Ints, Ints]:
@@ -132,8 +155,7 @@ def _sizes(encoded: list[_Encoded]) -> tuple[Ints, Ints]:
 
 def _place_shifted(square: Pixels, shift: list[int], out: Pixels) -> None:
     size, (right, down) = len(out), shift
-    if shift != [0, 0]:
-        out[...] = 0
+    out[...] = 0
     out[max(down, 0) : size + min(down, 0), max(right, 0) : size + min(right, 0)] = square[
         max(-down, 0) : size - max(down, 0), max(-right, 0) : size - max(right, 0)
     ]

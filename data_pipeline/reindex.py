@@ -3,42 +3,89 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipeline.errors import DataError
-from data_pipeline.index import INFO_NAME, ShardIndex, index_shards, open_index
+from data_pipeline.index import INFO_NAME, ShardIndex, open_index, write_index
 from data_pipeline.progress import ProgressBar
-from data_pipeline.shard import find_shards
-from data_pipeline.storage.source import resolve
+from data_pipeline.scan import ScannedShard
+from data_pipeline.shard import Shard, describe_shard
+from data_pipeline.shard_names import ShardNames, find_names
+from data_pipeline.storage.source import is_compressed
 
 log = logging.getLogger(__name__)
 
 SET_ASIDE = "_info.before.json"
+_REMOTE_WORKERS = 32  # requests under way at once: each waits for the network, none for a core
+
+Rows = NDArray[np.void]
 
 
-def reindex(
+def index_shards(
     location: str,
     out: Path | None = None,
     *,
-    class_names: tuple[str, ...] | None = None,
+    classes: Sequence[str] | None = None,
     split: str | None = None,
-    num_workers: int = 1,
+    workers: int | None = None,
 ) -> ShardIndex:
-    """Writes the index of a folder of shards beside them, or to `out`; names and split default to those known there."""
-    folder = Path(resolve(location))
-    num_shards = len(find_shards(folder))
-    before = _known(folder, ours=out is None) or (_known(out, ours=True) if out is not None else None)
-    if class_names is None and before is not None:
-        class_names = before.classes
-    with ProgressBar("indexing", num_shards, unit="shards") as bar:
-        return index_shards(
-            location,
-            out,
-            classes=class_names,
-            split=split or (before.split if before is not None else "train"),
-            workers=num_workers,
-            progress=bar.report,
+    """Indexes tars where they lie (a folder, or a pattern of names; see shard_names) without changing them.
+
+    The index goes beside them, or to `out`, which remote ones need: of those only the headers are fetched. Class names
+    and split default to those of the index beside the shards, else of the one in `out`, else to the class numbers and
+    "train".
+    """
+    found = find_names(location)
+    folder = None if found.is_remote else Path(found.base)
+    target = out or folder
+    if target is None:
+        raise DataError(
+            f"{location!r}: nothing is written to remote folders; give --out FOLDER for the index"
         )
+    beside = folder is not None and target.resolve() == folder.resolve()
+    before = _known(folder, ours=beside) if folder is not None else None
+    if before is None and not beside:
+        before = _known(target, ours=True)
+    if classes is None and before is not None:
+        classes = before.classes
+    if found.is_remote and any(is_compressed(name) for name in found.names):
+        log.warning("%s: compressed shards have no headers apart, and are fetched whole", location)
+    described = _describe(found, workers or (_REMOTE_WORKERS if found.is_remote else os.cpu_count() or 1))
+    rows = {shard.name: scanned.rows for shard, scanned in described}
+    keys = {shard.name: scanned.keys for shard, scanned in described}
+    return write_index(
+        target,
+        name=found.base.rpartition("/")[2] if folder is None else folder.resolve().name,
+        split=split or (before.split if before is not None else "train"),
+        classes=_fitting_classes(classes, rows, keys),
+        shards=[shard for shard, _ in described],
+        rows=rows,
+        ignored=sum((Counter(scanned.ignored) for _, scanned in described), Counter[str]()),
+        base=None if beside else str(folder.resolve()) if folder is not None else found.base,
+    )
+
+
+def _describe(found: ShardNames, workers: int) -> list[tuple[Shard, ScannedShard]]:
+    described = []
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        ProgressBar("indexing", len(found.names), unit="shards") as bar,
+    ):
+        try:
+            for result in pool.map(describe_shard, found.urls):
+                described.append(result)
+                bar.update(len(described))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the first error ends it, not the last shard
+            raise
+    return described
 
 
 def _known(folder: Path, *, ours: bool) -> ShardIndex | None:
@@ -53,3 +100,23 @@ def _known(folder: Path, *, ours: bool) -> ShardIndex | None:
         if ours:
             file.replace(folder / SET_ASIDE)
         return None
+
+
+def _fitting_classes(
+    classes: Sequence[str] | None, rows: Mapping[str, Rows], keys: Mapping[str, Sequence[str]]
+) -> Sequence[str]:
+    highest = {name: int(shard_rows["label"].max()) for name, shard_rows in rows.items()}
+    unlabelled = [name for name, label in highest.items() if label < 0]
+    if unlabelled and len(unlabelled) < len(rows):
+        raise DataError(f"shard {unlabelled[0]!r} has no labels, while others have; label all shards or none")
+    needed = max(highest.values()) + 1
+    if classes is None:
+        return [str(label) for label in range(needed)]
+    if len(classes) < needed:
+        worst = max(highest, key=lambda name: highest[name])
+        key = keys[worst][int(rows[worst]["label"].argmax())]
+        raise DataError(
+            f"shard {worst!r}: key {key!r} has label {needed - 1}, but the class map has only {len(classes)} classes; "
+            "give all names (--class-names), or build the shard again"
+        )
+    return classes

@@ -6,14 +6,31 @@ Keys follow WebDataset: the folder, and the file name up to its first dot; a sam
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
+from data_pipeline.tar_header import (
+    ATTRIBUTES,
+    BLOCK,
+    FILE_KINDS,
+    FOLDER,
+    LINKS,
+    LONG_NAME,
+    SHARED_ATTRIBUTES,
+    TarHeader,
+    header_name,
+    parse_attributes,
+    parse_header,
+    parse_long_name,
+)
 
 SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("format", "u1")])
 """A row of a shard's index: where the image begins in the uncompressed tar, its size, label (-1: none), format."""
@@ -21,9 +38,28 @@ SAMPLE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("forma
 SUFFIXES = {"jpg": 0, "jpeg": 0, "png": 1, "webp": 2}
 """Suffixes of image members -> format number."""
 
+MAX_IMAGE_BYTES = 256 << 20
+MAX_BYTES = {**dict.fromkeys(SUFFIXES, MAX_IMAGE_BYTES), "cls": 64, "txt": 1 << 20, "json": 16 << 20}
+"""Suffixes of the members that are read, and how many bytes they may have; all others are ignored and counted."""
+
 NO_LABEL = -1
-_BLOCK = 512
-_MAX_LABEL_BYTES = 20
+HEADERS_ONLY = "headers-"
+"""Begins a digest that covers headers and labels, not the images."""
+
+_MAX_ATTRIBUTE_BYTES = 1 << 20
+_MAX_PADDING = 4 << 20
+_MAX_LABEL = 2**31 - 1
+_MAX_NAMED = 50
+_MAX_NAME_LENGTH = 40
+_REMEDY = "copy or build it again"
+
+
+class Content(Protocol):
+    """Bytes at an offset: a mapped file, bytes, or a remote file of which only the asked parts are fetched."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, span: slice, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,77 +89,177 @@ class ScannedShard:
     rows: NDArray[np.void]
     """SAMPLE rows in tar order."""
     keys: tuple[str, ...]
+    ignored: Mapping[str, int]
+    """Members that belong to no sample: how many by suffix, and links."""
+    digest: str
+    """HEADERS_ONLY and xxh3-128 of all headers and rows: changes when a member is added, moved, renamed or relabelled,
+    and not when an image is replaced by another of the same size."""
 
 
 def scan_shard(path: Path, *, name: str) -> ScannedShard:
     """The samples of an uncompressed tar; DataError with shard `name` and key where it is not in order."""
+    with _mapped(path, name) as content:
+        return scan_content(content, name=name)
+
+
+def scan_content(content: Content, *, name: str) -> ScannedShard:
+    """The same for a tar wherever it lies; of its members only labels are read."""
     rows: list[tuple[int, int, int, int]] = []
     keys: list[str] = []
     seen: set[str] = set()
-    with _mapped(path, name) as content:
-        for key, members in _group(list_members(content, name=name)):
-            if key in seen:
-                raise DataError(
-                    f"shard {name!r}: key {key!r} occurs twice, not side by side; a sample's files must be "
-                    "adjacent and keys unique: build the shard again"
-                )
-            seen.add(key)
-            keys.append(key)
-            rows.append(_row(content, key, members, name))
+    walk = _Walk(content, name)
+    for key, members in _group(walk):
+        if key in seen:
+            raise DataError(
+                f"shard {name!r}: key {key!r} occurs twice, not side by side; a sample's files must be "
+                "adjacent and keys unique: build the shard again"
+            )
+        seen.add(key)
+        keys.append(key)
+        rows.append(_row(content, key, members, name))
     if not rows:
-        raise DataError(f"shard {name!r} holds no samples; remove it, or build it again")
-    return ScannedShard(
-        rows=_with_consistent_labels(np.array(rows, dtype=SAMPLE), keys, name), keys=tuple(keys)
-    )
+        ignored = f" (ignored are {dict(walk.ignored)})" if walk.ignored else ""
+        raise DataError(f"shard {name!r} holds no samples{ignored}; remove it, or build it again")
+    table = _with_consistent_labels(np.array(rows, dtype=SAMPLE), keys, name)
+    walk.hasher.update(table.tobytes())
+    digest = HEADERS_ONLY + walk.hasher.hexdigest()
+    return ScannedShard(rows=table, keys=tuple(keys), ignored=dict(walk.ignored), digest=digest)
 
 
-def list_members(content: mmap.mmap | bytes, *, name: str) -> Iterator[Member]:
+def list_members(content: Content, *, name: str) -> Iterator[Member]:
     """Regular files of a tar in order; DataError where it ends before its end marker or a header is damaged."""
-    position, long_name = 0, None
-    while True:
-        header = content[position : position + _BLOCK]
-        if len(header) < _BLOCK:
-            raise DataError(
-                f"shard {name!r} is truncated: no end marker at byte {position}; copy or build it again"
-            )
-        if not any(header):
-            return
-        size = _checked_size(header, name, position)
-        start, kind = position + _BLOCK, header[156:157]
-        if start + size > len(content):
-            raise DataError(
-                f"shard {name!r} is truncated: {_field(header[:100])!r} ends at byte {start + size} and the file "
-                f"at {len(content)}; copy or build it again"
-            )
-        if kind == b"L":  # GNU: the next member's name
-            long_name = _field(content[start : start + size])
-        elif kind == b"x":  # POSIX: attributes of the next member
-            long_name = _pax_path(content[start : start + size]) or long_name
-        else:
-            if kind in (b"0", b"\0"):
-                yield Member(name=long_name or _header_name(header), offset=start, size=size)
-            long_name = None
-        position = start + -(-size // _BLOCK) * _BLOCK
+    return iter(_Walk(content, name))
 
 
 def member_before(header: bytes) -> str:
     """The key in the tar header that precedes an image: the name of a sample known by its offset."""
-    return Member(name=_header_name(header), offset=0, size=0).key
+    return Member(name=header_name(header), offset=0, size=0).key
+
+
+class _Walk:
+    """Goes from header to header; what is passed over is counted, and all headers are hashed."""
+
+    def __init__(self, content: Content, name: str) -> None:
+        self._content = content
+        self._name = name
+        self.ignored: Counter[str] = Counter()
+        self.hasher = xxhash.xxh3_128()
+
+    def ignore(self, what: str) -> None:
+        """Counts a member by its suffix or kind; the number of different names is bounded, whatever the tar says."""
+        what = what[:_MAX_NAME_LENGTH] or "(no suffix)"
+        known = what in self.ignored or len(self.ignored) < _MAX_NAMED
+        self.ignored[what if known else "(other)"] += 1
+
+    def __iter__(self) -> Iterator[Member]:
+        position, long_name, attributes = 0, None, None
+        while (header := self._header(position)) is not None:
+            start, size = position + BLOCK, header.size
+            if header.kind == LONG_NAME:
+                if long_name is not None:
+                    raise self._damage(position, "two names for one member")
+                long_name = parse_long_name(self._read(start, size, position))
+            elif header.kind in ATTRIBUTES:
+                if attributes is not None:
+                    raise self._damage(position, "attributes twice for one member")
+                attributes = self._parsed_attributes(start, size, position)
+            elif header.kind == SHARED_ATTRIBUTES:
+                if self._parsed_attributes(start, size, position) != (None, None):
+                    raise self._damage(position, "a name or size for all members")
+            else:
+                name, override = attributes or (None, None)
+                size = size if override is None else override
+                member = Member(name=name or long_name or header.name, offset=start, size=size)
+                self._check_size(member, position)
+                if self._is_file(header, member):
+                    yield member
+                long_name = attributes = None
+            position = start + -(-size // BLOCK) * BLOCK
+        self._check_end(position, pending=long_name is not None or attributes is not None)
+
+    def _header(self, position: int) -> TarHeader | None:
+        """The header at a position; None at the end marker."""
+        block = self._content[position : position + BLOCK]
+        if len(block) < BLOCK:
+            raise self._fault(f"is truncated: no end marker at byte {position}")
+        if not any(block):
+            return None
+        self.hasher.update(block)
+        try:
+            return parse_header(block)
+        except ValueError as error:
+            raise self._damage(position, str(error)) from error
+
+    def _check_size(self, member: Member, position: int) -> None:
+        end, limit = member.offset + member.size, MAX_BYTES.get(member.suffix)
+        if end > len(self._content):
+            raise self._fault(
+                f"is truncated: {_shortened(member.name)!r} ends at byte {end} and the file at {len(self._content)}"
+            )
+        if limit is not None and member.size > limit:
+            raise DataError(
+                f"shard {self._name!r}: {_shortened(member.name)!r} at byte {position} has {member.size:,} bytes; "
+                f"'.{member.suffix}' files may have {limit:,}: build the shard again without it"
+            )
+
+    def _is_file(self, header: TarHeader, member: Member) -> bool:
+        if header.kind not in FILE_KINDS:
+            if header.kind != FOLDER:
+                self.ignore(f"({LINKS.get(header.kind, 'device or other')})")
+            return False
+        return not member.name.endswith("/")  # a folder, as tars before POSIX wrote it
+
+    def _parsed_attributes(self, start: int, size: int, position: int) -> tuple[str | None, int | None]:
+        try:
+            return parse_attributes(self._read(start, size, position))
+        except ValueError as error:
+            raise self._damage(position, str(error)) from error
+
+    def _read(self, start: int, size: int, position: int) -> bytes:
+        """A long name or attributes: small, or not believed."""
+        if size > _MAX_ATTRIBUTE_BYTES:
+            raise self._damage(position, f"a name or attributes of {size:,} bytes")
+        content = self._content[start : start + size]
+        if len(content) < size:
+            raise self._fault(f"is truncated: it ends at byte {start + len(content)}, within a name")
+        self.hasher.update(content)
+        return content
+
+    def _check_end(self, position: int, *, pending: bool) -> None:
+        """A tar ends with zeros up to a round size; a second tar behind it would be lost without a word."""
+        if pending:
+            raise self._damage(position, "a name without a member")
+        rest = self._content[position : position + _MAX_PADDING]
+        padding = len(rest) - len(rest.lstrip(b"\0"))
+        if padding < len(rest) or position + len(rest) < len(self._content):
+            raise DataError(
+                f"shard {self._name!r} goes on at byte {position + padding}, after the end marker at byte "
+                f"{position}: are these two tars in one file? build the shard again, or split it there"
+            )
+
+    def _damage(self, position: int, what: str) -> DataError:
+        return self._fault(f"is no tar, or damaged at byte {position} ({what})")
+
+    def _fault(self, problem: str) -> DataError:
+        return DataError(f"shard {self._name!r} {problem}; {_REMEDY}")
 
 
 def _mapped(path: Path, name: str) -> mmap.mmap:
     with open(path, "rb") as file:
         if path.stat().st_size == 0:
-            raise DataError(f"shard {name!r} is empty; copy or build it again")
+            raise DataError(f"shard {name!r} is empty; {_REMEDY}")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _group(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
+def _group(walk: _Walk) -> Iterator[tuple[str, list[Member]]]:
     group: list[Member] = []
-    for member in members:
+    for member in walk:
         if member.name.rpartition("/")[2].startswith(
             (".", "__")
         ):  # macOS leftovers; WebDataset's own metadata
+            continue
+        if member.suffix not in MAX_BYTES:
+            walk.ignore(member.suffix)
             continue
         if group and member.key != group[0].key:
             yield group[0].key, group
@@ -133,7 +269,7 @@ def _group(members: Iterator[Member]) -> Iterator[tuple[str, list[Member]]]:
         yield group[0].key, group
 
 
-def _row(content: mmap.mmap, key: str, members: list[Member], name: str) -> tuple[int, int, int, int]:
+def _row(content: Content, key: str, members: list[Member], name: str) -> tuple[int, int, int, int]:
     by_suffix = {member.suffix: member for member in members}
     if len(by_suffix) < len(members):
         raise DataError(f"shard {name!r}: key {key!r} has two files of one suffix; build the shard again")
@@ -145,15 +281,13 @@ def _row(content: mmap.mmap, key: str, members: list[Member], name: str) -> tupl
         )
     label = NO_LABEL
     if (written := by_suffix.get("cls")) is not None:
-        label = _parse_label(
-            content[written.offset : written.offset + min(written.size, _MAX_LABEL_BYTES)], key, name
-        )
+        label = _parse_label(content[written.offset : written.offset + written.size], key, name)
     return image.offset, image.size, label, SUFFIXES[image.suffix]
 
 
 def _parse_label(text: bytes, key: str, name: str) -> int:
     stripped = text.strip()
-    if not stripped.isdigit() or int(stripped) > np.iinfo(np.int32).max:
+    if not stripped.isdigit() or int(stripped) > _MAX_LABEL:
         raise DataError(
             f"shard {name!r}: key {key!r}: .cls holds {stripped!r}; write a class number as text, from 0 on"
         )
@@ -170,37 +304,5 @@ def _with_consistent_labels(rows: NDArray[np.void], keys: list[str], name: str) 
     return rows
 
 
-def _checked_size(header: bytes, name: str, position: int) -> int:
-    try:
-        stored = int(_field(header[148:156]).strip() or "0", 8)
-        size = _number(header[124:136])
-    except ValueError as error:
-        raise DataError(
-            f"shard {name!r} is no tar, or damaged at byte {position}; copy or build it again"
-        ) from error
-    if stored != sum(header) - sum(header[148:156]) + 8 * ord(" "):
-        raise DataError(f"shard {name!r} is no tar, or damaged at byte {position}; copy or build it again")
-    return size
-
-
-def _number(field: bytes) -> int:
-    if field[0] & 0x80:  # GNU: base 256 for sizes of 8 GiB and more
-        return int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-
-
-def _header_name(header: bytes) -> str:
-    name, prefix = _field(header[:100]), _field(header[345:500])
-    return f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
-
-
-def _pax_path(records: bytes) -> str | None:
-    for record in records.split(b"\n"):  # "27 path=folder/name.jpg"
-        keyword, equals, value = record.partition(b" ")[2].partition(b"=")
-        if equals and keyword == b"path":
-            return value.decode("utf-8", "replace")
-    return None
-
-
-def _field(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "replace")
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_LENGTH else f"...{name[-_MAX_NAME_LENGTH:]}"

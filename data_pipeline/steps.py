@@ -2,154 +2,137 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
-from configs.base import DataConfig
+from configs.base import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
-from data_pipeline.batch import Batch
+from data_pipeline.captions import CaptionReader
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
-from data_pipeline.plan import Plan
-from data_pipeline.randomness import hash_words, to_unit
-from data_pipeline.reader import SampleReader
+from data_pipeline.order.run_order import RunOrder
+from data_pipeline.order.selection import label_is_usable
+from data_pipeline.packet import Packet, Shape, new_packet, write_texts
+from data_pipeline.randomness import hash_words
+from data_pipeline.read_ahead import ReadAhead
+from data_pipeline.reader import SampleReader, open_files
 from data_pipeline.scan import NO_LABEL
-from data_pipeline.selection import Selection
+from data_pipeline.storage.files import ShardFiles
 
 Ints = NDArray[np.int64]
 _MAX_SUBSTITUTES = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """What a worker sends: a batch, and what was wrong with it."""
-
-    images: Tensor
-    targets: Ints
-    sample_ids: Ints
-    weights: NDArray[np.float32]
-    bad: list[BadSample]
-
-    def batch(self) -> Batch:
-        """The batch as the trainer wants it."""
-        return Batch(
-            images=self.images,
-            targets=torch.from_numpy(self.targets),
-            sample_ids=torch.from_numpy(self.sample_ids),
-            weights=torch.from_numpy(self.weights),
-        )
-
-
-class TrainSteps(Dataset[Item]):
+class TrainSteps(Dataset[Packet]):
     """This rank's share of the batch at each flat step (epoch * batches_per_epoch + step)."""
 
     def __init__(
-        self,
-        index: ShardIndex,
-        data: DataConfig,
-        *,
-        plan: Plan,
-        selection: Selection,
-        slots: slice,
-        seed: int,
+        self, index: ShardIndex, data: DataConfig, *, order: RunOrder, slots: slice, seed: int
     ) -> None:
-        self._reader = SampleReader(index, data)
+        files = open_files(index, data)
+        self._reader = SampleReader(index, data, files)
+        self._views = _views(index, data, self._reader, files, seed)
+        self._captions = CaptionReader(index, files) if data.captions else None
+        num_streams = -(-order.num_streams * (slots.stop - slots.start) // order.global_batch)
+        self._ahead = ReadAhead(
+            index, order, slots=slots, cache=files.cache, num_shards=2 * data.shuffle_window * num_streams
+        )
         self._data = data
-        self._plan = plan
-        self._selection = selection
+        self._order = order
         self._slots = slots
-        self._seed = seed
 
-    def __getitem__(self, flat_step: int) -> Item:
-        epoch, step = divmod(flat_step, self._plan.batches_per_epoch)
-        sample_ids = self._sample_ids(epoch, step)
-        images = _empty_images(len(sample_ids), self._data)
-        pixels = _as_hwc(images)
-        bad: list[BadSample] = []
+    def __getitem__(self, flat_step: int) -> Packet:
+        self._ahead.follow(flat_step)
+        share = self._order.share(flat_step, self._slots)
+        sample_ids, passes = share.sample_ids, share.passes
+        packet = new_packet([_shape(len(sample_ids), view.size, self._data) for view in self._views])
         pending = np.arange(len(sample_ids))
         for attempt in range(1, _MAX_SUBSTITUTES):
-            failed = self._reader.read_varied(
-                pending, sample_ids[pending], pixels, augment=self._data.augment, seed=self._seed, epoch=epoch
-            )
+            failed = self._read(packet, pending, sample_ids, passes)
             if not failed:
-                return self._item(images, sample_ids, bad)
-            bad.extend(failed.values())
+                return self._finished(packet, sample_ids)
+            packet.bad.extend(failed.values())
             pending = np.array(sorted(failed), np.int64)
-            sample_ids[pending] = self._substitutes(epoch, step, attempt)[pending]
-        raise DataError(f"{_MAX_SUBSTITUTES} images in a row cannot be used; the last is {bad[-1]}")
+            others = self._order.substitutes(flat_step, self._slots, attempt)
+            sample_ids[pending], passes[pending] = others.sample_ids[pending], others.passes[pending]
+        raise DataError(f"{_MAX_SUBSTITUTES} images in a row cannot be used; the last is {packet.bad[-1]}")
 
-    def _item(self, images: Tensor, sample_ids: Ints, bad: list[BadSample]) -> Item:
-        labels = self._reader.labels(sample_ids)
-        usable = _label_is_usable(self._data, sample_ids)
-        return Item(
-            images=images,
-            targets=np.where(usable, labels, NO_LABEL),
-            sample_ids=sample_ids,
-            weights=np.ones(len(sample_ids), np.float32),
-            bad=bad,
-        )
+    def _read(self, packet: Packet, slots: Ints, sample_ids: Ints, passes: Ints) -> dict[int, BadSample]:
+        """Fills these slots in every view; a sample that fails in one of them has failed."""
+        failed: dict[int, BadSample] = {}
+        for number, view in enumerate(self._views):
+            pixels = packet.pixels(number).numpy()
+            for epoch in np.unique(passes[slots]).tolist():  # more than one only where a mixture's pass ends
+                now = slots[passes[slots] == epoch]
+                failed |= view.reader.read_varied(
+                    now, sample_ids[now], pixels, augment=view.augment, seed=view.seed, epoch=epoch
+                )
+        return failed
 
-    def _sample_ids(self, epoch: int, step: int) -> Ints:
-        return self._selection.ids(self._plan.batch(epoch, step, self._slots))
+    def _finished(self, packet: Packet, sample_ids: Ints) -> Packet:
+        usable = label_is_usable(self._data, sample_ids)
+        packet.sample_ids.numpy()[:] = sample_ids
+        packet.targets.numpy()[:] = np.where(usable, self._reader.labels(sample_ids), NO_LABEL)
+        packet.weights.numpy()[:] = 1.0
+        return _with_captions(packet, self._captions)
 
-    def _substitutes(self, epoch: int, step: int, attempt: int) -> Ints:
-        # The same slot of the batches that follow: a function of the plan alone, in shards this rank reads anyway.
-        return self._sample_ids(epoch, (step + attempt) % self._plan.batches_per_epoch)
 
-
-class EvalSteps(Dataset[Item]):
+class EvalSteps(Dataset[Packet]):
     """One rank's evaluation batches by number, every image whole."""
 
     def __init__(
         self, index: ShardIndex, data: DataConfig, batches: list[tuple[Ints, NDArray[np.float32]]]
     ) -> None:
-        self._reader = SampleReader(index, data)
+        files = open_files(index, data)
+        self._reader = SampleReader(index, data, files)
+        self._captions = CaptionReader(index, files) if data.captions else None
         self._data = data
         self._batches = batches
 
-    def __getitem__(self, batch: int) -> Item:
+    def __getitem__(self, batch: int) -> Packet:
         sample_ids, weights = self._batches[batch]
         real = np.flatnonzero(sample_ids >= 0)
-        images = _empty_images(len(sample_ids), self._data)
-        failed = self._reader.read_whole(real, sample_ids[real], _as_hwc(images))
-        targets = np.full(len(sample_ids), NO_LABEL, np.int64)
-        targets[real] = self._reader.labels(sample_ids[real])
-        weights = weights.copy()
-        weights[list(failed)] = 0.0
-        return Item(
-            images=images, targets=targets, sample_ids=sample_ids, weights=weights, bad=list(failed.values())
-        )
+        packet = new_packet([_shape(len(sample_ids), self._data.image_size, self._data)])
+        failed = self._reader.read_whole(real, sample_ids[real], packet.pixels(0).numpy())
+        packet.bad.extend(failed.values())
+        packet.sample_ids.numpy()[:] = sample_ids
+        packet.targets.numpy()[:] = NO_LABEL
+        packet.targets.numpy()[real] = self._reader.labels(sample_ids[real])
+        packet.weights.numpy()[:] = weights
+        packet.weights.numpy()[list(failed)] = 0.0
+        return _with_captions(packet, self._captions)
 
 
-def select_samples(index: ShardIndex, data: DataConfig) -> Selection:
-    """The samples a run trains on: all, or those whose label may be used."""
-    if data.unlabelled == "keep":
-        return index.select_all()
-    sample_ids = np.arange(index.num_samples, dtype=np.int64)
-    return index.select(_label_is_usable(data, sample_ids) & (index.labels() != NO_LABEL))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _View:
+    reader: SampleReader
+    size: int
+    augment: AugmentConfig
+    seed: int
 
 
-def _label_is_usable(data: DataConfig, sample_ids: Ints) -> NDArray[np.bool_]:
-    if data.label_fraction >= 1.0:
-        return np.ones(len(sample_ids), bool)
-    return to_unit(hash_words("label", data.label_seed, sample_ids)) < data.label_fraction
+def _views(
+    index: ShardIndex, data: DataConfig, reader: SampleReader, files: ShardFiles, seed: int
+) -> list[_View]:
+    """The images themselves, and then the further crops, each with random numbers of its own."""
+    views = [_View(reader=reader, size=data.image_size, augment=data.augment, seed=seed)]
+    for config in data.augment.views:
+        reader = SampleReader(index, data.model_copy(update={"image_size": config.size}), files)
+        augment = data.augment.model_copy(update={"crop": "random_resized", "scale": config.scale})
+        for _ in range(config.count):
+            own = int(hash_words("view", seed, len(views))[0])
+            views.append(_View(reader=reader, size=config.size, augment=augment, seed=own))
+    return views
 
 
-def _empty_images(batch: int, data: DataConfig) -> Tensor:
-    # Allocated in shared memory from the start, so that a worker's batch reaches the training process without a copy;
-    # zeroed by the kernel, so that padding is black.
-    shape = (batch, data.image_size, data.image_size, data.channels)
-    if get_worker_info() is None:
-        return torch.zeros(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape).permute(0, 3, 1, 2)
+def _with_captions(packet: Packet, captions: CaptionReader | None) -> Packet:
+    if captions is None:
+        return packet
+    return replace(packet, texts=write_texts(captions.read(packet.sample_ids.numpy())))
 
 
-def _as_hwc(images: Tensor) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = images.permute(0, 2, 3, 1).numpy()
-    return pixels
+def _shape(batch: int, size: int, data: DataConfig) -> Shape:
+    return batch, size, size, data.channels

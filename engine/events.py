@@ -18,7 +18,7 @@ class EventLog:
         self._path = path
         self._fd: int | None = None
         if path is not None:
-            _cut_torn_line(path)
+            cut_torn_line(path)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def append(self, kind: str, **fields: Any) -> None:
@@ -51,7 +51,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _cut_torn_line(path: Path) -> None:
+def cut_torn_line(path: Path) -> None:
     """Takes back the line a kill left half-written: no follower has read it, since it has no end."""
     if not path.exists():
         return

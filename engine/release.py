@@ -1,4 +1,4 @@
-"""Release: the end of a run, a folder with weights, config and model card that needs nothing of Mirada."""
+"""Release: the end of a run, a folder with weights, config and model card; timm loads it without Mirada's engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from configs.base import RunConfig
 from engine.durable import flush_file, flush_folder
 from engine.evaluate import Scores
+from models.build import own_module
 from models.release import save_for_timm
 
 _LOAD = """\
 ```python
 import timm
-
+{registration}
 model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
 ```
@@ -103,8 +104,16 @@ def _model_card(
     return (
         "---\ntags: [image-classification, timm]\nlibrary_name: timm\npipeline_tag: image-classification\n---\n"
         f"# {config.model.name}, trained with Mirada\n\n| | |\n| --- | --- |\n{table}\n\n"
-        f"{_LOAD.format(folder=folder.name)}\nMade by:\n\n```\n{command}\n```\n"
+        f"{_loading(folder.name, config.model.name)}\nMade by:\n\n```\n{command}\n```\n"
     )
+
+
+def _loading(folder: str, architecture: str) -> str:
+    ours = own_module(architecture)
+    registration = (
+        f"import mirada.{ours}  # registers {architecture!r}, which timm does not have\n" if ours else ""
+    )
+    return _LOAD.format(folder=folder, registration=registration)
 
 
 def _list(numbers: Sequence[float]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from configs.base import ConfigError, RunConfig
 from configs.load import packaged_root
 from data_pipeline.index import ShardIndex, open_index
+from data_pipeline.joined import open_training
 from data_pipeline.loader import EvalLoader, ShardLoader
 from engine.bad_list import BadList
 from engine.checkpoint import CheckpointStore
@@ -60,7 +61,7 @@ class Session:
             world_size=world.size,
         )
         self._timetable = Timetable.of(config, steps_per_epoch=self._loader.batches_per_epoch)
-        self._evaluator = None if val_index is None else self._make_evaluator(val_index)
+        self._val_loader = None if val_index is None else self._make_val_loader(val_index)
         self._folder: RunFolder | None = None
         self._events = EventLog(None)
         self._progress = Progress(command.out.name, quiet=not world.is_main)
@@ -89,8 +90,8 @@ class Session:
             checkpoints=checkpoints,
             events=self._events,
             progress=self._progress,
-            evaluator=self._evaluator,
-            bad_list=BadList(self._folder.bad_samples if self.world.is_main else None),
+            evaluator=self._evaluator(),
+            bad_lists=self._bad_lists(self._folder),
             seed=self.config.train.seed,
         )
 
@@ -103,10 +104,24 @@ class Session:
         self._events.close()
         return outcome.exit_code
 
-    def _make_evaluator(self, index: ShardIndex) -> Evaluator:
-        data, share = self.config.data, -(-self.config.train.global_batch // self.world.size)
-        batches = EvalLoader(index, data, batch_size=share, rank=self.world.rank, world_size=self.world.size)
-        return Evaluator(batches=batches, mean=data.mean, std=data.std, world=self.world)
+    def _make_val_loader(self, index: ShardIndex) -> EvalLoader:
+        share = -(-self.config.train.global_batch // self.world.size)
+        return EvalLoader(
+            index, self.config.data, batch_size=share, rank=self.world.rank, world_size=self.world.size
+        )
+
+    def _evaluator(self) -> Evaluator | None:
+        if self._val_loader is None:
+            return None
+        data = self.config.data
+        return Evaluator(batches=self._val_loader, mean=data.mean, std=data.std, world=self.world)
+
+    def _bad_lists(self, folder: RunFolder) -> list[BadList]:
+        path, limit = folder.bad_samples if self.world.is_main else None, self.config.data.max_bad_fraction
+        lists = [BadList(path, self._loader, max_fraction=limit)]
+        if self._val_loader is not None:
+            lists.append(BadList(path, self._val_loader, max_fraction=limit, data="val"))
+        return lists
 
     def _release(
         self, folder: RunFolder, engine: Engine, weights: Mapping[str, Tensor], outcome: Outcome
@@ -138,7 +153,7 @@ def open_session(command: Command, config: RunConfig) -> Iterator[Session]:
 
 def _open_data(config: RunConfig) -> tuple[ShardIndex, ShardIndex | None]:
     """Training and validation index; classes that do not fit one another or the model are errors."""
-    index = open_index(config.data.train)
+    index = open_training(config.data)
     known, wanted = len(index.classes), config.model.num_classes
     if not known:
         raise ConfigError(

@@ -6,7 +6,7 @@ import logging
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy
 import torch
 
-from data_pipeline.bad import BadSample
 from data_pipeline.batch import Batch
 from engine.bad_list import BadList
 from engine.checkpoint import Checkpoint, CheckpointStore
@@ -45,7 +44,8 @@ class Loader(Protocol):
 
     def load_state_dict(self, state: Any) -> None: ...
 
-    def drain_bad(self) -> Sequence[BadSample]: ...
+    @property
+    def passes(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class Trainer:
         checkpoints: CheckpointStore,
         events: EventLog,
         progress: Progress,
-        bad_list: BadList,
+        bad_lists: Sequence[BadList] = (),
         evaluator: Evaluator | None = None,
         seed: int = 0,
     ) -> None:
@@ -89,7 +89,7 @@ class Trainer:
         self._events = events
         self._progress = progress
         self._evaluator = evaluator
-        self._bad_list = bad_list
+        self._bad_lists = bad_lists
         self._seed = seed
         self._meter = Meter(engine.world, global_batch=timetable.global_batch)
         self._step = 0
@@ -160,9 +160,11 @@ class Trainer:
         values["train/lr"] = self._timetable.learning_rate(self._step - 1)
         values["train/grad_norm"] = health.grad_norm
         values["train/skipped_steps"] = float(health.skipped)
+        values |= {f"data/passes/{corpus}": passes for corpus, passes in self._loader.passes.items()}
         images = self._step * self._timetable.global_batch
         self._events.append("metrics", step=self._step, images=images, values=values)
         self._progress.report(self._step, values)
+        self._list_bad_samples()
         if health.skipped_in_a_row >= _MOST_SKIPPED:
             raise DivergenceError(
                 f"loss or gradients were not finite for {health.skipped_in_a_row} steps in a row, up to step "
@@ -179,6 +181,7 @@ class Trainer:
                 f"step {self._step}: top-1 {self._scores.top1:.2f} %  top-5 {self._scores.top5:.2f} %  "
                 f"calibration error {self._scores.ece:.4f}  loss {self._scores.loss:.4f}"
             )
+            self._list_bad_samples()
         self._evaluated_step = self._step
 
     def _save(self) -> None:
@@ -195,14 +198,16 @@ class Trainer:
         self._events.flush()
 
     def _list_bad_samples(self) -> None:
-        """Appends the images that could not be decoded on any rank to a file, and says how many there were."""
-        met = [sample for part in self._engine.world.gather(self._loader.drain_bad()) for sample in part]
-        found = self._bad_list.add(met)
-        if found:
-            reasons = ", ".join(f"{count} {why}" for why, count in Counter(s.reason for s in found).items())
-            self._progress.note(
-                f"{len(found)} images could not be used ({reasons}); listed in {self._bad_list.path}"
-            )
+        """Lists the images that any rank could not use, and says how many; all ranks stop if there are too many."""
+        for bad_list in self._bad_lists:
+            if found := bad_list.agree(self._engine.world):
+                reasons = ", ".join(
+                    f"{count} {why}" for why, count in Counter(s.reason for s in found).items()
+                )
+                self._progress.note(
+                    f"{len(found)} images could not be used ({reasons}), {len(bad_list)} so far; "
+                    f"listed in {bad_list.path}"
+                )
 
     def _resume_or_start(self) -> None:
         _seed_everything(self._seed, self._engine.world.rank)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from timm.models import get_arch_name, get_pretrained_cfg
 from torch import nn
 
+import models.residual_vit  # noqa: F401  # registers our own architectures beside timm's
 from configs.base import ConfigError, ModelConfig
 from models.attention import use_attend
 
@@ -154,6 +155,12 @@ def input_spec(model: nn.Module) -> InputSpec:
 def label_names(model: nn.Module) -> tuple[str, ...]:
     """The classes by name in the order of the logits; empty where the release does not carry them."""
     return tuple(map(str, _pretrained_cfg(model).get("label_names") or ()))
+
+
+def own_module(architecture: str) -> str | None:
+    """The module of ours that adds an architecture to timm's registry; None for timm's own."""
+    module: str = timm.model_entrypoint(architecture).__module__
+    return None if module.startswith("timm.") else module
 
 
 def _check_name(name: str) -> None:

@@ -21,7 +21,8 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     **dict.fromkeys(("pydantic", "pydantic_core", "omegaconf"), "configs/"),
-    **dict.fromkeys(("webdataset", "cv2", "simplejpeg", "pyarrow", "xxhash", "fsspec"), "data_pipeline/"),
+    **dict.fromkeys(("webdataset", "cv2", "simplejpeg", "turbojpeg", "PIL", "imagehash"), "data_pipeline/"),
+    **dict.fromkeys(("pyarrow", "xxhash", "fsspec"), "data_pipeline/"),
     "timm": "models/",
     "flash_attn": "models/attention.py",
     "deepspeed": "engine/zero.py",

@@ -7,18 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
-from data_pipeline.pixels.decode import DecodeError, crop_resize, decode, read_header
-from data_pipeline.storage.source import ShardFiles
+from data_pipeline.inspection.sample_names import FORMATS, SampleNames
+from data_pipeline.inspection.sheet import Sheet, centred_square, check_name
+from data_pipeline.pixels.decode import DecodeError, Header, read_header
 
-_FORMATS = ("jpg", "png", "webp")
-_TILE = 96
-_LABEL_HEIGHT = 18
 _PER_CLASS = 10
 _MAX_CLASSES = 40
 _HEADERS_READ = 1_000
@@ -44,6 +40,8 @@ class Summary:
     num_unlabelled: int
     resolutions: dict[str, int]
     """``width x height`` of evenly spaced samples (1,000 at most), the most frequent first."""
+    shorter_sides: dict[str, int]
+    """Histogram of the shorter side of those samples, in pixels: bins that double, from the smallest image's on."""
     num_unreadable: int
     """Of those samples, images without a readable header."""
     digest: str
@@ -58,8 +56,9 @@ def summarize(index: ShardIndex) -> Summary:
     rows = np.concatenate([index.rows(shard) for shard in range(len(index.shards))])
     labels = rows["label"].astype(np.int64)
     counts = np.bincount(labels[labels >= 0], minlength=len(index.classes))
-    formats = np.bincount(rows["format"], minlength=len(_FORMATS))
-    resolutions, num_unreadable = _resolutions(index)
+    formats = np.bincount(rows["format"], minlength=len(FORMATS))
+    headers, num_unreadable = _read_headers(index)
+    sizes = Counter(f"{header.width} x {header.height}" for header in headers)
     return Summary(
         name=index.name,
         split=index.split,
@@ -68,76 +67,57 @@ def summarize(index: ShardIndex) -> Summary:
         num_bytes=sum(shard.num_bytes for shard in index.shards),
         samples_per_shard=(int(index.lengths.min()), int(index.lengths.max())),
         image_bytes=(int(rows["size"].min()), int(np.median(rows["size"])), int(rows["size"].max())),
-        formats={name: int(count) for name, count in zip(_FORMATS, formats, strict=False) if count},
+        formats={name: int(count) for name, count in zip(FORMATS, formats, strict=False) if count},
         classes={name: int(count) for name, count in zip(index.classes, counts, strict=False)},
         num_unlabelled=int((labels < 0).sum()),
-        resolutions=resolutions,
+        resolutions=dict(sizes.most_common()),
+        shorter_sides=_doubling_bins([min(header.height, header.width) for header in headers]),
         num_unreadable=num_unreadable,
         digest=index.digest,
     )
 
 
 def write_contact_sheet(index: ShardIndex, file: Path) -> None:
-    """A PNG with a row of images for each class (40 at most), or a block of images where nothing is labelled."""
-    if file.suffix.lower() != ".png":
-        raise DataError(f"{file}: a contact sheet is a PNG; give a name that ends in .png")
+    """A PNG with a row of images for each class (40 at most), or one row where nothing is labelled."""
+    check_name(file)
     labels = index.labels()
-    names = index.classes or ("",)
-    rows = [
-        _sheet_row(index, name, np.flatnonzero(labels == (label if index.classes else -1)))
-        for label, name in enumerate(names[:_MAX_CLASSES])
-    ]
-    _, encoded = cv2.imencode(".png", np.concatenate(rows)[:, :, ::-1])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(encoded.tobytes())
+    sheet, names = Sheet(columns=_PER_CLASS), SampleNames(index)
+    for label, class_name in enumerate(index.classes[:_MAX_CLASSES] or ("",)):
+        sample_ids = np.flatnonzero(labels == (label if index.classes else -1))
+        size = f"{len(sample_ids):,}"
+        chosen = np.unique(spaced(sample_ids, _PER_CLASS))
+        sheet.add_row(
+            f"{class_name}  ({size})" if class_name else f"{size} images",
+            [centred_square(encoded) for encoded in names.images(chosen)],
+        )
+    names.close()
+    sheet.write(file)
 
 
-def _resolutions(index: ShardIndex) -> tuple[dict[str, int], int]:
-    counts: Counter[str] = Counter()
-    num_unreadable = 0
-    spaced = np.linspace(0, index.num_samples - 1, min(_HEADERS_READ, index.num_samples)).astype(np.int64)
-    for encoded in _images(index, spaced):
+def spaced(values: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most `most` of these values, evenly spaced from the first to the last."""
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).astype(np.int64)
+    return values[places]
+
+
+def _read_headers(index: ShardIndex) -> tuple[list[Header], int]:
+    """Headers of evenly spaced images, and how many of those cannot be read."""
+    sample_ids = spaced(np.arange(index.num_samples), _HEADERS_READ)
+    headers, names = list[Header](), SampleNames(index)
+    for encoded in names.images(sample_ids):
         try:
-            header = read_header(encoded)
-            counts[f"{header.width} x {header.height}"] += 1
+            headers.append(read_header(encoded))
         except DecodeError:
-            num_unreadable += 1
-    return dict(counts.most_common()), num_unreadable
+            continue
+    names.close()
+    return headers, len(sample_ids) - len(headers)
 
 
-def _images(index: ShardIndex, sample_ids: NDArray[np.int64]) -> list[bytes]:
-    """Encoded images of these samples."""
-    files, images = ShardFiles(), []
-    for shard, row in zip(*index.locate(sample_ids), strict=True):
-        place = index.rows(int(shard))[int(row)]
-        images.append(files.read(index.shards[int(shard)].url, int(place["offset"]), int(place["size"])))
-    files.close()
-    return images
-
-
-def _sheet_row(index: ShardIndex, name: str, sample_ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A caption above evenly spaced images of one class."""
-    height = _LABEL_HEIGHT + _TILE
-    sheet = np.full((height, _PER_CLASS * _TILE, 3), 255, dtype=np.uint8)
-    caption = f"{name}  ({len(sample_ids):,})" if name else f"{len(sample_ids):,} images"
-    readable = caption.encode("ascii", "replace").decode()
-    cv2.putText(sheet, readable, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-    if len(sample_ids):
-        chosen = sample_ids[np.linspace(0, len(sample_ids) - 1, _PER_CLASS).astype(np.int64)]
-        for place, encoded in enumerate(_images(index, np.unique(chosen))):
-            _draw(encoded, sheet[_LABEL_HEIGHT:, place * _TILE : (place + 1) * _TILE])
-    return sheet
-
-
-def _draw(encoded: bytes, tile: NDArray[np.uint8]) -> None:
-    """The image's largest centred square into a tile; a damaged one leaves a red tile."""
-    try:
-        image = decode(encoded, channels=3)
-    except DecodeError:
-        tile[:] = (200, 30, 30)
-        return
-    height, width = image.shape[:2]
-    side = min(height, width)
-    square: NDArray[np.uint8] = np.empty((_TILE, _TILE, 3), dtype=np.uint8)
-    crop_resize(image, ((width - side) // 2, (height - side) // 2, side, side), square)
-    tile[:] = square
+def _doubling_bins(sides: list[int]) -> dict[str, int]:
+    """How many sides lie in 32-63, 64-127 ..., empty bins between others included."""
+    if not sides:
+        return {}
+    powers = Counter(side.bit_length() - 1 for side in sides)
+    return {
+        f"{1 << power}-{(2 << power) - 1}": powers[power] for power in range(min(powers), max(powers) + 1)
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import mmap
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,16 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.packing.record import suffix_of
-from data_pipeline.pixels.decode import DecodeError, decode
-from data_pipeline.scan import SAMPLE, SUFFIXES, Member, list_members
-from data_pipeline.shard import Shard, checksum
-from data_pipeline.storage.source import is_remote, local_shard
+from data_pipeline.inspection.sample_check import SampleCheck, Stray, list_samples
+from data_pipeline.scan import SAMPLE, Member, list_members, member_before
+from data_pipeline.shard import Shard
+from data_pipeline.storage.files import local_shard
+from data_pipeline.storage.source import is_remote
 
 _COPY = "copy the shard again from where it came, or build it again"
 _REINDEX = "if the shard is right and its index old, run: mirada data index"
 _REBUILD = "build the shard again"
-_KNOWN_SUFFIXES = frozenset({*SUFFIXES, "cls", "txt", "json"})
-_MAX_LABEL_BYTES = 20
-_HEAD_BYTES = 16
+_HEADER = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,52 +60,67 @@ class ShardCheck:
 
     shard: Shard
     rows: NDArray[np.void]
+    excluded: frozenset[int]
+    """Offsets of the images that the index leaves out on purpose."""
     num_classes: int
     deep: bool
     """Decode every image."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sample:
-    """The members of one key that lie side by side."""
+@dataclass(slots=True, kw_only=True)
+class _Walked:
+    """What was met on the way through a tar, as far as it can be read."""
 
-    key: str
-    members: tuple[Member, ...]
-
-    def member(self, *suffixes: str) -> Member | None:
-        """The first member with one of these suffixes, in the order of the suffixes."""
-        by_suffix = {member.suffix: member for member in self.members}
-        return next((by_suffix[suffix] for suffix in suffixes if suffix in by_suffix), None)
+    keys: list[str]
+    rows: list[tuple[int, int, int, int]]
+    faults: list[Fault]
+    last_key: str | None = None
+    """Of the last file that was met, whether or not its sample is complete."""
 
 
 def check_shard(check: ShardCheck, on_sample: Callable[[], None]) -> ShardReport:
     """Reads a whole shard; faults are reported, never raised."""
-    name, faults, keys = check.shard.name, list[Fault](), list[str]()
+    name, faults, walked = check.shard.name, list[Fault](), _Walked(keys=[], rows=[], faults=[])
     try:
-        path = local_shard(check.shard.url)
+        path = local_shard(check.shard.url, check.shard if is_remote(check.shard.url) else None)
         faults += _file_faults(check.shard)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = []
-            for sample in _samples(list_members(content, name=name)):
-                keys.append(sample.key)
-                faults += _sample_faults(check, sample, content)
-                found.append(_row(sample, content))
-                on_sample()
-        faults += _key_faults(name, keys)
-        faults += _row_faults(check, keys, np.array(found, dtype=SAMPLE))
+            try:
+                # Of a shard whose bytes changed all images are decoded: that may say which.
+                _walk(check, content, walked, deep=check.deep or bool(faults), on_sample=on_sample)
+                faults += _row_faults(check, walked)
+            except DataError as error:
+                faults.append(_breaking_off(check, walked, content, error))
     except (DataError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         faults.append(_from_error(name, error))
     return ShardReport(
         name=name,
         num_samples=check.shard.num_samples,
         num_bytes=check.shard.num_bytes,
-        faults=tuple(faults),
-        key_hashes=np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], dtype=np.uint64),
+        faults=(*faults, *walked.faults, *_key_faults(name, walked.keys)),
+        key_hashes=np.array(
+            [xxhash.xxh3_64_intdigest(key.encode("utf-8", "surrogateescape")) for key in walked.keys],
+            dtype=np.uint64,
+        ),
     )
 
 
+def list_keys(check: ShardCheck) -> list[str]:
+    """Keys in the order in which `check_shard` hashes them, as far as the tar can be read."""
+    keys: list[str] = []
+    with (
+        open(local_shard(check.shard.url), "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        suppress(DataError),
+    ):
+        for sample in list_samples(list_members(content, name=check.shard.name)):
+            if not isinstance(sample, Stray) and sample.row(content)[0] not in check.excluded:
+                keys.append(sample.key)
+    return keys
+
+
 def _file_faults(shard: Shard) -> Iterator[Fault]:
-    """The file as it lies, against size and checksum in the index."""
+    """The file as it lies, against size and checksum in the index; a remote one was checked when it was fetched."""
     if is_remote(shard.url):
         return
     path = Path(shard.url)
@@ -115,76 +128,31 @@ def _file_faults(shard: Shard) -> Iterator[Fault]:
     if num_bytes != shard.num_bytes:
         problem = f"it has {num_bytes} bytes, its index says {shard.num_bytes}"
         yield Fault(shard=shard.name, key=None, problem=problem, remedy=f"{_COPY}; {_REINDEX}")
-    elif checksum(path) != shard.digest:
+    elif not shard.matches(path):
         problem = "its checksum is not the one in its index: bytes changed"
         yield Fault(shard=shard.name, key=None, problem=problem, remedy=f"{_COPY}; {_REINDEX}")
 
 
-def _samples(members: Iterator[Member]) -> Iterator[_Sample]:
-    visible = (member for member in members if not member.name.rpartition("/")[2].startswith((".", "__")))
-    for key, group in groupby(visible, key=lambda member: member.key):
-        yield _Sample(key=key, members=tuple(group))
-
-
-def _sample_faults(check: ShardCheck, sample: _Sample, content: mmap.mmap) -> Iterator[Fault]:
-    """One sample's members, label and image."""
-    problems = [*_member_problems(sample), *_label_problems(sample, content, check)]
-    image = sample.member(*SUFFIXES)
-    if image is not None:
-        problems += _image_problems(image, content, deep=check.deep)
-    for problem in problems:
-        yield Fault(shard=check.shard.name, key=sample.key, problem=problem, remedy=_REBUILD)
-
-
-def _member_problems(sample: _Sample) -> Iterator[str]:
-    suffixes = [member.suffix for member in sample.members]
-    for suffix in sorted({suffix for suffix in suffixes if suffixes.count(suffix) > 1}):
-        yield f"two files of suffix {suffix!r}"
-    if sample.member(*SUFFIXES) is None:
-        yield f"no image among {sorted(suffixes)}"
-    for suffix in suffixes:
-        if "." in suffix and suffix.rpartition(".")[2] in _KNOWN_SUFFIXES:
-            yield f"the file name holds a dot before {suffix!r}: readers end the key at the first dot"
-
-
-def _label_problems(sample: _Sample, content: mmap.mmap, check: ShardCheck) -> Iterator[str]:
-    written = sample.member("cls")
-    if written is None:
-        if check.num_classes:
-            yield "no .cls, while the index has a class map"
-        return
-    text = _label_text(written, content)
-    if not text.isdigit():
-        yield f".cls holds {text!r}, which is no class number"
-    elif int(text) >= check.num_classes:
-        yield f"label {int(text)} is outside the class map of {check.num_classes} classes"
-
-
-def _image_problems(image: Member, content: mmap.mmap, *, deep: bool) -> Iterator[str]:
-    """What kind of image it is by its first bytes, and with `deep` whether it decodes."""
-    encoded = content[image.offset : image.offset + (image.size if deep else min(image.size, _HEAD_BYTES))]
-    kind = suffix_of(encoded)
-    if kind is None:
-        yield f"{image.suffix!r} file is no image ({image.size} bytes)"
-    elif SUFFIXES[kind] != SUFFIXES[image.suffix]:
-        yield f"{image.suffix!r} file is {kind!r} by content"
-    elif deep:
-        try:
-            decode(encoded, channels=3)
-        except DecodeError as error:
-            yield f"image does not decode: {error.reason}"
-
-
-def _row(sample: _Sample, content: mmap.mmap) -> tuple[int, int, int, int]:
-    """The sample as an index row; fields that cannot be had are -1 or 0, and reported by others."""
-    image, written = sample.member(*SUFFIXES), sample.member("cls")
-    text = _label_text(written, content) if written else b""
-    label = int(text) if text.isdigit() and int(text) <= np.iinfo(np.int32).max else -1
-    return (image.offset, image.size, label, SUFFIXES[image.suffix]) if image else (0, 0, label, 0)
-
-
-def _label_text(written: Member, content: mmap.mmap) -> bytes:
-    return content[written.offset : written.offset + min(written.size, _MAX_LABEL_BYTES)].strip()
+def _walk(
+    check: ShardCheck, content: mmap.mmap, walked: _Walked, *, deep: bool, on_sample: Callable[[], None]
+) -> None:
+    """Fills `walked` sample by sample, so that it holds what there was when a damaged tar breaks off."""
+    name = check.shard.name
+    against = SampleCheck(num_classes=check.num_classes, deep=deep)
+    for sample in list_samples(_noted(list_members(content, name=name), walked)):
+        if isinstance(sample, Stray):
+            walked.faults.append(
+                Fault(shard=name, key=sample.key, problem=sample.problem, remedy=f"rename it and {_REBUILD}")
+            )
+            continue
+        row = sample.row(content)
+        if row[0] in check.excluded:
+            continue
+        walked.keys.append(sample.key)
+        walked.rows.append(row)
+        for problem in against.problems(sample, content):
+            walked.faults.append(Fault(shard=name, key=sample.key, problem=problem, remedy=_REBUILD))
+        on_sample()
 
 
 def _key_faults(name: str, keys: list[str]) -> Iterator[Fault]:
@@ -194,19 +162,51 @@ def _key_faults(name: str, keys: list[str]) -> Iterator[Fault]:
             yield Fault(shard=name, key=key, problem=problem, remedy=_REBUILD)
 
 
-def _row_faults(check: ShardCheck, keys: list[str], found: NDArray[np.void]) -> Iterator[Fault]:
+def _row_faults(check: ShardCheck, walked: _Walked) -> Iterator[Fault]:
     """Index rows against the tar; the first difference is named, the others are counted."""
-    name, rows = check.shard.name, check.rows
+    name, rows, found = check.shard.name, check.rows, np.array(walked.rows, dtype=SAMPLE)
+    common = min(len(found), len(rows))
+    wrong = np.flatnonzero(found[:common] != rows[:common])
+    row = int(wrong[0]) if wrong.size else common
+    key = walked.keys[row] if row < len(found) else None
     if len(found) != len(rows):
         problem = f"it has {len(found)} samples, its index says {len(rows)}"
-        yield Fault(shard=name, key=None, problem=problem, remedy=f"{_COPY}; {_REINDEX}")
-        return
-    wrong = np.flatnonzero(found != rows)
-    if wrong.size:
-        row = int(wrong[0])
+        if key is None and walked.keys:
+            problem += f"; what the index has after key {walked.keys[-1]!r} is missing"
+        elif key is not None:
+            problem += "; from this key on they differ"
+        yield Fault(shard=name, key=key, problem=problem, remedy=f"{_COPY}; {_REINDEX}")
+    elif wrong.size:
         problem = f"its index says {rows[row]} (offset, size, label, format) and the tar {found[row]}"
         more = f", and so for {wrong.size - 1} more samples" if wrong.size > 1 else ""
-        yield Fault(shard=name, key=keys[row], problem=problem + more, remedy=_REINDEX)
+        yield Fault(shard=name, key=key, problem=problem + more, remedy=f"{_COPY}; {_REINDEX}")
+
+
+def _breaking_off(check: ShardCheck, walked: _Walked, content: mmap.mmap, error: DataError) -> Fault:
+    """Where a tar cannot be read on: what is wrong, and which samples of its index are gone."""
+    fault = _from_error(check.shard.name, error)
+    offsets = check.rows["offset"]
+    num_lost = int((offsets + check.rows["size"] > len(content)).sum()) or len(offsets) - len(walked.keys)
+    if num_lost <= 0:
+        return fault
+    first = len(offsets) - num_lost
+    before = _key_at(content, int(offsets[first - 1])) if first else None
+    # Where not even the name of the first lost image is left, its label's may be: the last one that was met.
+    key = _key_at(content, int(offsets[first])) or (walked.last_key if walked.last_key != before else None)
+    after = f" after key {before!r}" if key is None and before is not None else ""
+    problem = f"{fault.problem}; {num_lost} of {len(offsets)} samples{after} cannot be read"
+    return Fault(shard=fault.shard, key=key, problem=problem, remedy=fault.remedy)
+
+
+def _key_at(content: mmap.mmap, offset: int) -> str | None:
+    """The key in the header before an image; None where the file ends before it."""
+    return member_before(content[offset - _HEADER : offset]) if offset <= len(content) else None
+
+
+def _noted(members: Iterator[Member], walked: _Walked) -> Iterator[Member]:
+    for member in members:
+        walked.last_key = member.key
+        yield member
 
 
 def _from_error(name: str, error: Exception) -> Fault:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.index import ShardIndex, open_index
-from data_pipeline.inspection.shard_check import Fault, ShardCheck, ShardReport, check_shard
+from data_pipeline.index import open_index
+from data_pipeline.inspection.exclude import read_excluded
+from data_pipeline.inspection.shard_check import Fault, ShardCheck, ShardReport, check_shard, list_keys
 from data_pipeline.packing.shard_pool import run_over_shards
 
 _SAMPLES_PER_WORKER = 20_000
@@ -35,8 +36,15 @@ class Report:
 def verify(location: str, *, deep: bool = False, num_workers: int | None = None) -> Report:
     """Reads every byte of every shard that an index names; `deep` decodes every image too."""
     index = open_index(location)
+    excluded = read_excluded(index.folder)
     checks = [
-        ShardCheck(shard=shard, rows=np.array(index.rows(number)), num_classes=len(index.classes), deep=deep)
+        ShardCheck(
+            shard=shard,
+            rows=np.array(index.rows(number)),
+            excluded=frozenset(excluded.get(shard.name, ())),
+            num_classes=len(index.classes),
+            deep=deep,
+        )
         for number, shard in enumerate(index.shards)
     ]
     shards = run_over_shards(
@@ -47,13 +55,13 @@ def verify(location: str, *, deep: bool = False, num_workers: int | None = None)
         num_samples=index.num_samples,
     )
     faults = [fault for shard in shards for fault in shard.faults]
-    faults += _shared_keys(index, shards)
+    faults += _shared_keys(checks, shards)
     return Report(
         folder=index.folder, shards=tuple(shards), num_samples=index.num_samples, faults=tuple(faults)
     )
 
 
-def _shared_keys(index: ShardIndex, shards: list[ShardReport]) -> list[Fault]:
+def _shared_keys(checks: list[ShardCheck], shards: list[ShardReport]) -> list[Fault]:
     """Keys that stand in two shards; found by 64-bit digests, so that a billion of them fit in memory."""
     hashes: NDArray[np.uint64] = np.concatenate([shard.key_hashes for shard in shards])
     owners = np.repeat(np.arange(len(shards)), [len(shard.key_hashes) for shard in shards])
@@ -61,11 +69,28 @@ def _shared_keys(index: ShardIndex, shards: list[ShardReport]) -> list[Fault]:
     order = np.argsort(hashes, kind="stable")
     # In sorted order equal keys are neighbours; within one shard they are that shard's own fault.
     again = (hashes[order][1:] == hashes[order][:-1]) & (owners[order][1:] != owners[order][:-1])
-    faults = []
-    for first, second in zip(order[:-1][again], order[1:][again], strict=True):
-        shard, other = index.shards[owners[first]].name, index.shards[owners[second]].name
-        problem = f"sample {places[first]} has the key of sample {places[second]} of {other}"
-        faults.append(
-            Fault(shard=shard, key=None, problem=problem, remedy="build these shards again with unique keys")
+    first, second = order[:-1][again], order[1:][again]
+    names = _KeysByPlace(checks)
+    return [
+        Fault(
+            shard=checks[owners[one]].shard.name,
+            key=names.key(int(owners[one]), int(places[one])),
+            problem=f"{checks[owners[other]].shard.name} has a sample of this key too (its sample {places[other]})",
+            remedy="build these shards again with unique keys",
         )
-    return faults
+        for one, other in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+
+
+class _KeysByPlace:
+    """Keys of single samples, read again: a report keeps only digests of them."""
+
+    def __init__(self, checks: list[ShardCheck]) -> None:
+        self._checks = checks
+        self._last: tuple[int, list[str]] | None = None
+
+    def key(self, number: int, place: int) -> str:
+        """The key of the sample that stands at this place in a shard."""
+        if self._last is None or self._last[0] != number:
+            self._last = number, list_keys(self._checks[number])
+        return self._last[1][place]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import xxhash
 
 from data_pipeline.errors import DataError
 from data_pipeline.packing.record import Corpus, Record
-from data_pipeline.packing.shard_writer import ShardJob, sync_folder
+from data_pipeline.packing.shard_writer import ShardJob, Treatment
+from data_pipeline.packing.whole_file import write_whole
 
 PLAN_FILE = "_build.json"
-_VERSION = 1
+_VERSION = 2
 _MIN_KEY_WIDTH = 6
 # A tar pads each member to 512 bytes and puts a header of 512 before it: for the image and for its label.
 _BYTES_PER_SAMPLE = 512 + 512 + 1024
@@ -45,16 +45,20 @@ class BuildPlan:
     """Of the input's names, sizes and times, and of every choice that shapes the output."""
 
 
-def plan_build(corpus: Corpus, layout: Layout, target: Path) -> BuildPlan:
+def plan_build(corpus: Corpus, layout: Layout, target: Path, treatment: Treatment | None = None) -> BuildPlan:
     """Cuts a corpus into shards, in its order."""
+    treatment = treatment or Treatment()
     key_width = max(_MIN_KEY_WIDTH, len(str(len(corpus.records) - 1)))
     suffix = ".tar.gz" if layout.gzip else ".tar"
     jobs, start = [], 0
     for number, records in enumerate(_cut(corpus.records, layout)):
         path = str(target / f"{layout.name}-{number:06d}{suffix}")
-        jobs.append(ShardJob(path=path, first_number=start, key_width=key_width, records=records))
+        job = ShardJob(
+            path=path, first_number=start, key_width=key_width, records=records, treatment=treatment
+        )
+        jobs.append(job)
         start += len(records)
-    return BuildPlan(jobs=tuple(jobs), num_samples=start, digest=_digest(corpus, jobs))
+    return BuildPlan(jobs=tuple(jobs), num_samples=start, digest=_digest(corpus, jobs, treatment))
 
 
 def save_plan(plan: BuildPlan, target: Path) -> None:
@@ -65,13 +69,8 @@ def save_plan(plan: BuildPlan, target: Path) -> None:
         "shards": len(plan.jobs),
         "samples": plan.num_samples,
     }
-    aside = target / f".{PLAN_FILE}.partial"
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, target / PLAN_FILE)
-    sync_folder(target)
+    # Tasks of one array may begin at the same moment: all of them write the same.
+    write_whole(target / PLAN_FILE, json.dumps(content) + "\n")
 
 
 def saved_digest(target: Path) -> str | None:
@@ -90,7 +89,8 @@ def _cut(records: list[Record], layout: Layout) -> list[tuple[Record, ...]]:
     shards: list[tuple[Record, ...]] = []
     start, num_bytes = 0, 0
     for place, record in enumerate(records):
-        size = record.image.size + sum(span.size for _, span in record.extras) + _BYTES_PER_SAMPLE
+        texts = len(record.caption or "") + len(record.fields or "")
+        size = record.image.size + sum(span.size for _, span in record.extras) + texts + _BYTES_PER_SAMPLE
         full = place - start == layout.shard_size or num_bytes + size > layout.shard_bytes
         if full and place > start:
             shards.append(tuple(records[start:place]))
@@ -99,14 +99,14 @@ def _cut(records: list[Record], layout: Layout) -> list[tuple[Record, ...]]:
     return [*shards, tuple(records[start:])]
 
 
-def _digest(corpus: Corpus, jobs: list[ShardJob]) -> str:
+def _digest(corpus: Corpus, jobs: list[ShardJob], treatment: Treatment) -> str:
     """Of everything that decides about the bytes that are written, except those of the images themselves."""
     state = xxhash.xxh3_128()
-    for text in (str(_VERSION), corpus.kind, *corpus.classes, *corpus.stamps):
+    for text in (str(_VERSION), treatment.fingerprint(), corpus.kind, *corpus.classes, *corpus.stamps):
         state.update(text.encode(errors="surrogateescape") + b"\0")
     for job in jobs:
         state.update(f"{Path(job.path).name} {job.first_number} {job.key_width}\0".encode())
         for record in job.records:
-            chosen = f"{record.name}\0{record.key}\0{record.label}\0{record.caption}\0"
+            chosen = f"{record.name}\0{record.key}\0{record.label}\0{record.caption}\0{record.fields}\0"
             state.update(chosen.encode(errors="surrogateescape"))
     return state.hexdigest()

@@ -4,52 +4,70 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from configs.base import ConfigError
+from data_pipeline.packing import options
 from data_pipeline.wording import count, sizes
 
+if TYPE_CHECKING:
+    from data_pipeline.packing.build_plan import Layout
+    from data_pipeline.packing.corpus import Choice
+    from data_pipeline.packing.pack import Built, Effort
+    from data_pipeline.packing.recode import Recoding
+    from data_pipeline.packing.shard_writer import Treatment
+    from data_pipeline.packing.share import Share
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_FORMATS = ("jpg", "png", "webp")
 
 
 def build(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Images, as listed above.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="New folder for shards and index.")],
-    name: Annotated[str, typer.Option(help="Name of the split; shards are NAME-000000.tar.")] = "train",
-    shard_size: Annotated[int, typer.Option(min=1, help="Most samples in a shard.")] = 10_000,
-    shard_bytes: Annotated[str, typer.Option(help="Most bytes in a shard, such as 300MB.")] = "300MB",
-    gzip: Annotated[
-        bool, typer.Option("--gzip", help="Write .tar.gz (unpacked into a cache when read).")
-    ] = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per core.")] = None,
-    classes: Annotated[
-        Path | None, typer.Option(help="File with one class per line: pack these, numbered in this order.")
-    ] = None,
-    class_names: Annotated[
-        Path | None, typer.Option(help="File with one name per line for a source's labels 0, 1, 2 ...")
-    ] = None,
-    per_class: Annotated[int | None, typer.Option(min=1, help="Pack the first N of each class.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pack the first N of all.")] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Neither need nor write labels.")] = False,
-    shuffle: Annotated[
-        bool | None,
-        typer.Option("--shuffle/--no-shuffle", help="Mix before packing; default: image folders only."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of that mixing.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Give up an earlier build in DST.")] = False,
+    source: options.Source,
+    target: options.Target,
+    splits: options.Splits = None,
+    name: options.Name = None,
+    shard_size: options.ShardSize = 10_000,
+    shard_bytes: options.ShardBytes = "300MB",
+    gzip: options.Gzip = False,
+    max_side: options.MaxSide = None,
+    image_format: options.Format = None,
+    quality: options.Quality = None,
+    classes: options.Classes = None,
+    class_names: options.ClassNames = None,
+    columns: options.Columns = None,
+    per_class: options.PerClass = None,
+    limit: options.Limit = None,
+    unlabelled: options.Unlabelled = False,
+    shuffle: options.Shuffle = None,
+    seed: options.Seed = 0,
+    skip_missing: options.SkipMissing = False,
+    skip_broken: options.SkipBroken = False,
+    workers: options.Workers = None,
+    task: options.Task = None,
+    fresh: options.Fresh = False,
 ) -> None:
     """Pack images into shards; a killed build goes on when run again.
 
-    SRC is a folder of images (a folder per class), a .csv or .parquet manifest (columns path, label and optionally
-    caption; paths count from the manifest), an ...-images-idx3-ubyte[.gz] file with its labels beside it, or tars.
-    Images keep their bytes; idx pixels become PNGs.
-    """
-    from data_pipeline.packing.build_plan import Layout
-    from data_pipeline.packing.corpus import Choice, read_names
-    from data_pipeline.packing.pack import build as build_shards
+    SRC is a folder of images (a folder per class), a .csv or .parquet manifest, an ...-images-idx3-ubyte[.gz] file with
+    its labels beside it, or tars. A manifest has the columns path (or url), label, and optionally caption and split;
+    what its other columns say becomes KEY.json. Paths count from the manifest's folder; http, s3 and other URLs are
+    fetched.
 
+    Images keep their bytes unless --max-side or --format asks for others. Then all are decoded, and those that are too
+    large, of another format or not upright are turned as their EXIF tag says, made smaller (never larger) and encoded
+    anew, without metadata. idx pixels become PNGs.
+
+    In a SLURM job array, or under srun with several tasks, each task writes its share of the shards and the last one
+    the index: sbatch --array=0-7 --wrap "mirada data build SRC DST". A task that died is run again.
+    """
+    from data_pipeline.packing.corpus import Choice, read_names
+    from data_pipeline.packing.pack import Effort
+    from data_pipeline.packing.share import read_share
+
+    several = splits not in (None, options.TOGETHER)
     choice = Choice(
         unlabelled=unlabelled,
         class_names=read_names(classes, option="--classes") if classes else None,
@@ -58,29 +76,127 @@ def build(
         limit=limit,
         shuffle=shuffle,
         seed=seed,
+        columns=_column_names(columns),
+        together=splits == options.TOGETHER,
+        skip_missing=skip_missing,
     )
-    layout = Layout(
-        name=_split_name(name), shard_size=shard_size, shard_bytes=_num_bytes(shard_bytes), gzip=gzip
+    layout = _layout(_split_name(name, several=several), shard_size, shard_bytes, gzip=gzip)
+    recoding = _recoding(max_side, image_format, quality, skip_broken=skip_broken)
+    effort = Effort(num_workers=workers, share=read_share(task), fresh=fresh)
+    _build(
+        source,
+        target,
+        splits if several else None,
+        choice=choice,
+        layout=layout,
+        treatment=_treatment(recoding, skip_missing=skip_missing, skip_broken=skip_broken),
+        effort=effort,
     )
-    built = build_shards(source, target, choice=choice, layout=layout, num_workers=workers, fresh=fresh)
+
+
+def _build(
+    source: Path,
+    target: Path,
+    splits: str | None,
+    *,
+    choice: Choice,
+    layout: Layout,
+    treatment: Treatment,
+    effort: Effort,
+) -> None:
+    from data_pipeline.packing.pack import build, build_splits
+    from data_pipeline.packing.splits import parse_splits
+
+    if splits is None:
+        built = build(source, target, choice=choice, layout=layout, treatment=treatment, effort=effort)
+        _report(target, built, effort.share)
+        return
+    parts = build_splits(
+        source,
+        target,
+        parse_splits(splits),
+        choice=choice,
+        layout=layout,
+        treatment=treatment,
+        effort=effort,
+    )
+    for split, part in parts.items():
+        _report(target / split, part, effort.share)
+
+
+def _report(target: Path, built: Built, task: Share) -> None:
+    if built.num_shards_missing:
+        ready = built.num_shards - built.num_shards_missing
+        typer.echo(
+            f"{target}: {task} wrote {count(built.num_shards_written, 'shard')}; {ready} of {built.num_shards} are "
+            "there, and the task that writes the last one writes the index"
+        )
+        return
     if built.num_shards_written == 0:
         typer.echo(f"{target}: complete already")
     described = sizes(built.num_samples, built.num_classes, built.num_shards)
     typer.echo(f"{target}: {described} ({built.kind})")
     if built.num_ignored:
         typer.echo(f"left out: {count(built.num_ignored, 'file')}, no JPEG, PNG or WebP by name")
+    if built.left_out:
+        fields = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(built.left_out.items()))
+        typer.echo(f"left out: members of the tars that no shard carries: {fields}")
+    if built.skipped:
+        first = built.skipped[0]
+        typer.echo(
+            f"left out: {count(len(built.skipped), 'image')}, missing or broken, listed in {target}/_skipped.jsonl; "
+            f"the first: {first.name!r}: {first.reason}"
+        )
     if built.strangers:
-        first = ", ".join(map(repr, built.strangers[:3]))
+        first_names = ", ".join(map(repr, built.strangers[:3]))
         found = count(len(built.strangers), "file")
-        typer.echo(f"packed as they are, though no images by content: {found}, such as {first}")
+        typer.echo(f"packed as they are, though no images by content: {found}, such as {first_names}")
 
 
-def _split_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+def _split_name(name: str | None, *, several: bool) -> str:
+    if name is not None and several:
+        raise ConfigError(
+            "--name names one split, and --splits takes the names from the source: leave out one"
+        )
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ConfigError(
             f"--name {name!r}: letters, digits, '-' and '_' only (it becomes part of file names)"
         )
-    return name
+    return name or options.DEFAULT_NAME
+
+
+def _column_names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _layout(name: str, shard_size: int, shard_bytes: str, *, gzip: bool) -> Layout:
+    from data_pipeline.packing.build_plan import Layout
+
+    return Layout(name=name, shard_size=shard_size, shard_bytes=_num_bytes(shard_bytes), gzip=gzip)
+
+
+def _treatment(recoding: Recoding | None, *, skip_missing: bool, skip_broken: bool) -> Treatment:
+    from data_pipeline.packing.shard_writer import Treatment
+
+    return Treatment(recoding=recoding, skip_missing=skip_missing, skip_broken=skip_broken)
+
+
+def _recoding(
+    max_side: int | None, image_format: str | None, quality: int | None, *, skip_broken: bool
+) -> Recoding | None:
+    if image_format is not None and image_format not in _FORMATS:
+        raise ConfigError(f"--format {image_format!r}: one of {', '.join(_FORMATS)} is needed")
+    if max_side is None and image_format is None:
+        if quality is not None or skip_broken:
+            option = "--quality" if quality is not None else "--skip-broken"
+            raise ConfigError(
+                f"{option} is for images that are decoded, and without --max-side or --format all keep their bytes: "
+                "add one of them"
+            )
+        return None
+    from data_pipeline.packing.recode import Recoding
+
+    return Recoding(max_side=max_side, format=image_format, quality=quality or options.DEFAULT_QUALITY)
 
 
 def _num_bytes(text: str) -> int:

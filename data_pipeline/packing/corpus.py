@@ -11,7 +11,8 @@ from pathlib import Path
 from data_pipeline.errors import DataError
 from data_pipeline.packing.idx import is_idx, read_idx
 from data_pipeline.packing.image_folder import read_image_folder
-from data_pipeline.packing.manifest import EXTENSIONS, read_manifest
+from data_pipeline.packing.manifest import ManifestOptions, read_manifest
+from data_pipeline.packing.manifest_table import EXTENSIONS
 from data_pipeline.packing.record import Corpus, Record
 from data_pipeline.packing.tars import holds_tars, is_tar, read_tars
 
@@ -34,11 +35,55 @@ class Choice:
     """Mix the records once and for all; None does so for image folders only, which are sorted by class."""
     seed: int = 0
     """Of that mixing."""
+    columns: tuple[str, ...] | None = None
+    """Further columns of a manifest to keep; None is all."""
+    together: bool = False
+    """Rows of a manifest are packed as one split, whatever its column ``split`` says."""
+    skip_missing: bool = False
+    """Leave out images that a manifest names and that are not there."""
+
+    @property
+    def manifest_options(self) -> ManifestOptions:
+        """What of it concerns the reading of a manifest."""
+        return ManifestOptions(
+            unlabelled=self.unlabelled,
+            labels_are_names=self.class_names is not None,
+            columns=self.columns,
+            skip_missing=self.skip_missing,
+        )
 
 
 def read_corpus(source: Path, choice: Choice) -> Corpus:
     """The chosen records of a source, in the order in which they are to be packed."""
-    corpus = _read(source, unlabelled=choice.unlabelled, class_names=choice.class_names)
+    return choose(source, read_source(source, choice), choice)
+
+
+def read_source(source: Path, choice: Choice, *, is_split: bool = False) -> Corpus:
+    """All records of a source, or of a folder that is one of its splits, whatever kind it is of."""
+    if not source.exists():
+        raise DataError(f"{source}: no such file or folder")
+    if choice.columns is not None and not is_manifest(source):
+        raise DataError(
+            f"{source}: --columns chooses columns of a .csv or .parquet manifest, and this is none"
+        )
+    if source.is_dir() and not holds_tars(source):
+        return read_image_folder(
+            source, unlabelled=choice.unlabelled, class_names=choice.class_names, is_split=is_split
+        )
+    if is_manifest(source):
+        return read_manifest(source, choice.manifest_options, together=choice.together)
+    if source.is_dir() or is_tar(source):
+        return read_tars(source, unlabelled=choice.unlabelled)
+    if is_idx(source):
+        return read_idx(source)
+    raise DataError(
+        f"{source}: not a source that can be packed; give a folder of images (one folder per class), a .csv or "
+        ".parquet manifest, an ...-images-idx3-ubyte[.gz] file, or .tar files or their folder"
+    )
+
+
+def choose(source: Path, corpus: Corpus, choice: Choice) -> Corpus:
+    """The records of a source that a choice wants, in its order and with its labels."""
     records, classes = corpus.records, corpus.classes
     if choice.label_names is not None:
         classes = _named(source, classes, choice.label_names)
@@ -51,8 +96,14 @@ def read_corpus(source: Path, choice: Choice) -> Corpus:
     if choice.limit is not None:
         records = records[: choice.limit]
     if not records:
-        raise DataError(f"{source}: nothing left to pack after the choice of classes and limits")
+        missing = f"; {len(corpus.skipped)} images are missing" if corpus.skipped else ""
+        raise DataError(f"{source}: nothing left to pack after the choice of classes and limits{missing}")
     return dataclasses.replace(corpus, records=records, classes=classes)
+
+
+def is_manifest(source: Path) -> bool:
+    """Whether a file's name says that it lists images."""
+    return source.is_file() and source.suffix.lower() in EXTENSIONS
 
 
 def read_names(file: Path, *, option: str) -> tuple[str, ...]:
@@ -65,23 +116,6 @@ def read_names(file: Path, *, option: str) -> tuple[str, ...]:
         what = f"names {twice[0]!r} twice" if twice else "is empty"
         raise DataError(f"{file} {what}; {option} takes a text file with one class name per line, each once")
     return tuple(names)
-
-
-def _read(source: Path, *, unlabelled: bool, class_names: tuple[str, ...] | None) -> Corpus:
-    if not source.exists():
-        raise DataError(f"{source}: no such file or folder")
-    if source.is_dir() and not holds_tars(source):
-        return read_image_folder(source, unlabelled=unlabelled, class_names=class_names)
-    if source.suffix.lower() in EXTENSIONS:
-        return read_manifest(source, unlabelled=unlabelled)
-    if source.is_dir() or is_tar(source):
-        return read_tars(source, unlabelled=unlabelled)
-    if is_idx(source):
-        return read_idx(source)
-    raise DataError(
-        f"{source}: not a source that can be packed; give a folder of images (one folder per class), a .csv or "
-        ".parquet manifest, an ...-images-idx3-ubyte[.gz] file, or .tar files or their folder"
-    )
 
 
 def _named(source: Path, classes: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,4 +160,4 @@ def _first_of_each(records: list[Record], per_class: int) -> list[Record]:
 
 def _place(seed: int, name: str) -> bytes:
     """Sort key of a mixed order: a digest stays the same on every machine and with every library version."""
-    return hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{seed}/{name}".encode("utf-8", "surrogateescape"), digest_size=16).digest()

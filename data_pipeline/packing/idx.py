@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from data_pipeline.packing.record import Corpus, Record, Span, gunzip
 _IMAGES_MAGIC = 0x00000803
 _LABELS_MAGIC = 0x00000801
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = bytes(4) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+_ZLIB_HEADER = b"\x78\x01"
+_MAX_STORED = 0xFFFF
 
 
 def is_idx(source: Path) -> bool:
@@ -66,14 +70,30 @@ def encode_png(pixels: bytes, height: int, width: int) -> bytes:
     Such a file depends on nothing but the pixels (not on a zlib version), decodes fastest, and compresses better
     inside a ``.tar.gz`` than PNGs that are compressed one by one.
     """
-    rows = b"".join(b"\0" + pixels[row * width : (row + 1) * width] for row in range(height))
+    # Each row begins with the number of its filter: none.
+    rows = b"\0" + b"\0".join([pixels[start : start + width] for start in range(0, height * width, width)])
+    return _png_beginning(height, width) + _chunk(b"IDAT", _stored(rows)) + _PNG_END
+
+
+@lru_cache(maxsize=4)
+def _png_beginning(height: int, width: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 0)), (b"IEND", b""))
-    return _PNG_SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
+    return _PNG_SIGNATURE + _chunk(b"IHDR", header)
+
+
+def _stored(content: bytes) -> bytes:
+    """A zlib stream of stored blocks."""
+    blocks = [content[start : start + _MAX_STORED] for start in range(0, len(content), _MAX_STORED)]
+    parts = [_ZLIB_HEADER]
+    for place, block in enumerate(blocks, start=1):
+        parts += (struct.pack("<BHH", place == len(blocks), len(block), len(block) ^ 0xFFFF), block)
+    parts.append(struct.pack(">I", zlib.adler32(content)))
+    return b"".join(parts)
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    checksum = zlib.crc32(content, zlib.crc32(kind))
+    return b"".join((struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)))
 
 
 def _content(path: Path) -> bytes:

@@ -13,11 +13,16 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
 def read_image_folder(
-    source: Path, *, unlabelled: bool = False, class_names: tuple[str, ...] | None = None
+    source: Path,
+    *,
+    unlabelled: bool = False,
+    class_names: tuple[str, ...] | None = None,
+    is_split: bool = False,
 ) -> Corpus:
     """Records of every image below `source`, sorted by path; the label is the first folder's place in their order.
 
-    Folders that are not among `class_names` may be empty; images outside of every folder are then left out.
+    Folders that are not among `class_names` may be empty; images outside of every folder are then left out. Those of
+    one of several splits may be empty too: another split may have the class.
     """
     found = sorted(_files(source, ""))
     images = [(path, status) for path, status in found if Path(path).suffix.lower() in SUFFIXES]
@@ -26,7 +31,11 @@ def read_image_folder(
             f"{source}: no images below it ({len(found)} other files): "
             f"{', '.join(SUFFIXES)} are packed; convert other formats first"
         )
-    classes = () if unlabelled else _class_names(source, [path for path, _ in images], class_names)
+    classes = (
+        ()
+        if unlabelled
+        else _class_names(source, [path for path, _ in images], class_names, is_split=is_split)
+    )
     label_of = {name: label for label, name in enumerate(classes)}
     records = [
         Record(
@@ -44,7 +53,9 @@ def read_image_folder(
     )
 
 
-def _class_names(source: Path, paths: list[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+def _class_names(
+    source: Path, paths: list[str], wanted: tuple[str, ...] | None, *, is_split: bool
+) -> tuple[str, ...]:
     """Sorted names of the folders directly below `source`; every one must hold an image, every image a folder."""
     folders = {
         entry.name for entry in os.scandir(source) if entry.is_dir() and not entry.name.startswith(".")
@@ -57,10 +68,11 @@ def _class_names(source: Path, paths: list[str], wanted: tuple[str, ...] | None)
         )
     if wanted is not None:
         return tuple(sorted(folders))
-    if folders <= _SPLITS:
+    if folders <= _SPLITS and not is_split:
         one = sorted(folders)[0]
         raise DataError(
-            f"{source}: {sorted(folders)} look like splits, not classes; build each: {source / one}"
+            f"{source}: {sorted(folders)} look like splits, not classes: pack each apart with --splits all (or some: "
+            f"--splits {','.join(sorted(folders))}), or one of them: {source / one}"
         )
     if outside:
         raise DataError(
@@ -68,7 +80,7 @@ def _class_names(source: Path, paths: list[str], wanted: tuple[str, ...] | None)
             "move them into one, or pack everything without labels: --unlabelled"
         )
     empty = sorted(folders - {path.split("/", 1)[0] for path in paths})
-    if empty:
+    if empty and not is_split:
         raise DataError(
             f"{source}: {len(empty)} class folder(s) without an image: {', '.join(map(repr, empty[:5]))}; "
             "remove them, or fix the class map: --classes FILE"

@@ -1,97 +1,129 @@
-"""CSV and Parquet manifests (columns path, label and optionally caption) as records."""
+"""CSV and Parquet manifests (path or url, label, caption, split, further columns) as records."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import fsspec
 
 from data_pipeline.errors import DataError
-from data_pipeline.packing.record import SUFFIXES, Corpus, Record, Span
+from data_pipeline.packing.manifest_table import ManifestTable, read_table
+from data_pipeline.packing.record import SUFFIXES, Corpus, MissingImage, Record, Remote, Skipped, Span
+from data_pipeline.storage.source import is_remote, refuse_commands
 
-EXTENSIONS = frozenset({".csv", ".parquet"})
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _MAX_CLASSES = 1_000_000
 _NUM_SHOWN = 5
+_PATIENCE_WHERE_SKIPPED_S = 60.0
+"""Servers that fail are given up sooner where that costs one image and not the build."""
 
 
-def read_manifest(source: Path, *, unlabelled: bool = False) -> Corpus:
-    """Records of a manifest in its row order; paths count from the manifest's folder, integer labels stay."""
-    columns = _columns(source, unlabelled=unlabelled)
-    paths = _strings(columns["path"])
-    if not paths:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestOptions:
+    """How a manifest is read."""
+
+    unlabelled: bool = False
+    labels_are_names: bool = False
+    """Take labels that are partly numbers and partly text as names."""
+    columns: tuple[str, ...] | None = None
+    """Further columns to keep as fields; None is all."""
+    skip_missing: bool = False
+    """Leave out images that are not there."""
+
+
+def read_manifest(source: Path, options: ManifestOptions | None = None, *, together: bool = False) -> Corpus:
+    """Records of a manifest in its row order; paths count from the manifest's folder, integer labels stay.
+
+    Rows of several splits are not mixed unless `together` says so.
+    """
+    options = options or ManifestOptions()
+    table = read_table(source, unlabelled=options.unlabelled, columns=options.columns)
+    splits = sorted({split or "" for split in table.splits or ()})
+    if len(splits) > 1 and not together:
+        raise DataError(
+            f"{source}: its column 'split' has {', '.join(map(repr, splits[:5]))}: pack each apart with --splits all "
+            "(or some: --splits train,val), or all rows as one with --splits none"
+        )
+    return _corpora(source, table, {"": list(range(len(table.images)))}, options)[""]
+
+
+def read_manifest_splits(
+    source: Path, names: Sequence[str] | None, options: ManifestOptions
+) -> dict[str, Corpus]:
+    """A corpus for each of these values of the column ``split`` (None: for every one), with one class map."""
+    table = read_table(source, unlabelled=options.unlabelled, columns=options.columns, by_split=True)
+    rows: dict[str, list[int]] = {}
+    for row, split in enumerate(table.splits or ()):
+        rows.setdefault(split or "", []).append(row)
+    if "" in rows:
+        raise DataError(f"{source}: {len(rows[''])} rows have no split (the first: row {rows[''][0] + 1})")
+    chosen = sorted(rows) if names is None else names
+    unknown = [name for name in chosen if name not in rows]
+    if unknown:
+        raise DataError(f"{source}: no row has the split {unknown[0]!r}; there are {', '.join(sorted(rows))}")
+    return _corpora(source, table, {name: rows[name] for name in chosen}, options)
+
+
+def _corpora(
+    source: Path, table: ManifestTable, rows_of: dict[str, list[int]], options: ManifestOptions
+) -> dict[str, Corpus]:
+    """A corpus for each of these groups of rows; every wrong row is found before the first is complained about."""
+    every_row = sorted(row for rows in rows_of.values() for row in rows)
+    if not every_row:
         raise DataError(f"{source}: no rows, so nothing to pack")
-    labels, classes = _labels(source, None if unlabelled else _strings(columns["label"]))
-    captions = _strings(columns["caption"]) if "caption" in columns else [None] * len(paths)
-    records, stamps = [], [f"{source.name} {source.stat().st_mtime_ns}"]
-    mistakes: list[str] = []
-    for row, path in enumerate(paths):
-        image = _image(source, row, path, mistakes)
-        if image is not None:
-            span, suffix, stamp = image
-            label = labels[row] if labels else -1
-            records.append(
-                Record(name=str(path), image=span, suffix=suffix, label=label, caption=captions[row])
-            )
-            stamps.append(stamp)
-    if mistakes:
-        shown = "".join(f"\n  {mistake}" for mistake in mistakes[:_NUM_SHOWN])
-        raise DataError(
-            f"{source}: {len(mistakes)} of {len(paths)} rows cannot be packed; correct them:{shown}"
+    labels, classes = _labels(source, table, every_row, options)
+    finder = _ImageFinder(source, options)
+    corpora = {}
+    for name, rows in rows_of.items():
+        records, skipped = [], []
+        stamps = [f"{source.name} {source.stat().st_mtime_ns}"]
+        for row in rows:
+            found = finder.find(row, table.images[row])
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            elif found is not None:
+                records.append(_record(table, row, labels.get(row, -1), found))
+                stamps.append(found.stamp)
+        corpora[name] = Corpus(
+            kind="manifest", records=records, classes=classes, stamps=tuple(stamps), skipped=tuple(skipped)
         )
-    return Corpus(kind="manifest", records=records, classes=classes, stamps=tuple(stamps))
+    finder.complain(len(every_row))
+    return corpora
 
 
-def _columns(source: Path, *, unlabelled: bool) -> dict[str, pa.ChunkedArray]:
-    try:
-        table = _table(source)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as fault:
-        raise DataError(f"{source}: not readable as {source.suffix[1:]}: {fault}") from fault
-    needed = ["path"] if unlabelled else ["path", "label"]
-    missing = [name for name in needed if name not in table.column_names]
-    if missing:
-        hint = "; without labels: --unlabelled" if missing == ["label"] else ""
-        raise DataError(
-            f"{source}: no column {' and '.join(map(repr, missing))} among {table.column_names}; rename yours{hint}"
-        )
-    return {name: table.column(name) for name in ("path", "label", "caption") if name in table.column_names}
-
-
-def _table(source: Path) -> pa.Table:
-    if source.suffix.lower() == ".parquet":
-        file = pyarrow.parquet.ParquetFile(source)
-        wanted = [name for name in file.schema_arrow.names if name in ("path", "label", "caption")]
-        # A table without columns still says which names the file has.
-        return file.read(columns=wanted) if "path" in wanted else file.schema_arrow.empty_table()
-    as_text = {name: pa.string() for name in ("path", "label", "caption")}
-    options = pyarrow.csv.ConvertOptions(column_types=as_text, strings_can_be_null=True, null_values=[""])
-    # A caption may hold line breaks inside its quotes.
-    return pyarrow.csv.read_csv(
-        source, convert_options=options, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
+def _record(table: ManifestTable, row: int, label: int, found: _Found) -> Record:
+    return Record(
+        name=str(table.images[row]),
+        image=found.image,
+        suffix=found.suffix,
+        label=label,
+        caption=table.captions[row] if table.captions else None,
+        fields=table.fields[row] if table.fields else None,
     )
 
 
-def _strings(column: pa.ChunkedArray) -> list[str | None]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    values: list[str | None] = column.cast(pa.string()).to_pylist()
-    return values
-
-
-def _labels(source: Path, values: Sequence[str | None] | None) -> tuple[list[int] | None, tuple[str, ...]]:
-    """Labels as integers, and the class map: integers stay, names are numbered in sorted order."""
-    if values is None:
-        return None, ()
-    empty = [row for row, value in enumerate(values) if value is None or not value.strip()]
+def _labels(
+    source: Path, table: ManifestTable, rows: list[int], options: ManifestOptions
+) -> tuple[dict[int, int], tuple[str, ...]]:
+    """Labels of these rows as integers, and the class map: integers stay, names are numbered in sorted order."""
+    if table.labels is None:
+        return {}, ()
+    values = [table.labels[row] for row in rows]
+    empty = [row for row, value in zip(rows, values, strict=True) if value is None or not value.strip()]
     if empty:
         raise DataError(
             f"{source}: {len(empty)} of {len(values)} rows have no label (the first: row {empty[0] + 1}); label them, "
             "leave them out, or pack everything without labels: --unlabelled"
+        )
+    if table.fractions:
+        raise DataError(
+            f"{source}: the column 'label' holds fractions; a label is a class, by name or number"
         )
     names = [str(value).strip() for value in values]
     if all(map(_INTEGER.fullmatch, names)):
@@ -100,26 +132,109 @@ def _labels(source: Path, values: Sequence[str | None] | None) -> tuple[list[int
             raise DataError(
                 f"{source}: label {max(labels)} is above {_MAX_CLASSES - 1}; is the column a class?"
             )
-        return labels, tuple(str(label) for label in range(max(labels) + 1))
+        return dict(zip(rows, labels, strict=True)), tuple(str(label) for label in range(max(labels) + 1))
+    if not options.labels_are_names:
+        _refuse_mixed_kinds(source, rows, names)
     classes = tuple(sorted(set(names)))
     label_of = {name: label for label, name in enumerate(classes)}
-    return [label_of[name] for name in names], classes
+    return {row: label_of[name] for row, name in zip(rows, names, strict=True)}, classes
 
 
-def _image(source: Path, row: int, path: str | None, mistakes: list[str]) -> tuple[Span, str, str] | None:
-    """Where a row's image lies, its suffix, and what identifies its state; None after noting a mistake."""
-    suffix = SUFFIXES.get(os.path.splitext(path)[1].lower()) if path else None
-    if path is None or suffix is None:
-        mistakes.append(f"row {row + 1}: {path!r} is not the path of a {', '.join(SUFFIXES)} file")
-        return None
-    where = source.parent / path
-    try:
-        status = where.stat()
-    except OSError as fault:
-        mistakes.append(f"row {row + 1}: {path!r}: {fault.strerror} (looked for {str(where)!r})")
-        return None
-    return (
-        Span(str(where), 0, status.st_size, whole=True),
-        suffix,
-        f"{path} {status.st_size} {status.st_mtime_ns}",
+def _refuse_mixed_kinds(source: Path, rows: list[int], names: list[str]) -> None:
+    numbers = [place for place, name in enumerate(names) if _NUMBER.fullmatch(name)]
+    if numbers and len(numbers) < len(names):
+        texts = sorted(set(range(len(names))) - set(numbers))
+        raise DataError(
+            f"{source}: labels are partly numbers (row {rows[numbers[0]] + 1}: {names[numbers[0]]!r}) and partly names "
+            f"(row {rows[texts[0]] + 1}: {names[texts[0]]!r}): use one kind; if the numbers are names too, list all "
+            "names in a file: --classes FILE"
+        )
+    negative = next(
+        (place for place, name in enumerate(names) if name.startswith("-") and place in numbers), None
     )
+    if negative is not None:
+        raise DataError(
+            f"{source}: row {rows[negative] + 1} has the label {names[negative]}: classes are numbered from 0 on; "
+            "leave such rows out, or pack everything without labels: --unlabelled"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """An image of a manifest."""
+
+    image: Span | Remote
+    suffix: str
+    stamp: str
+    """Identifies its state, as far as that can be seen without reading it."""
+
+
+class _ImageFinder:
+    """Finds the images that rows name, and keeps the mistakes it meets."""
+
+    def __init__(self, source: Path, options: ManifestOptions) -> None:
+        self._source = source
+        self._skip_missing = options.skip_missing
+        self._mistakes: list[str] = []
+        self._num_missing = 0
+        self._scheme_faults: dict[str, str | None] = {}
+
+    def find(self, row: int, named: str | None) -> _Found | Skipped | None:
+        """The image; Skipped if it is not there and that is allowed; None after noting a mistake."""
+        try:
+            return self._find_remote(named) if named and is_remote(named) else self._find_local(named)
+        except MissingImage as fault:
+            if self._skip_missing:
+                return Skipped(str(named), str(fault))
+            self._mistakes.append(f"row {row + 1}: {named!r}: {fault}")
+            self._num_missing += 1
+        except DataError as fault:
+            self._mistakes.append(f"row {row + 1}: {fault}")
+        return None
+
+    def complain(self, num_rows: int) -> None:
+        """Raises DataError if there were mistakes."""
+        if self._mistakes:
+            shown = "".join(f"\n  {mistake}" for mistake in self._mistakes[:_NUM_SHOWN])
+            hint = ", or leave out those that are missing: --skip-missing" if self._num_missing else ""
+            raise DataError(
+                f"{self._source}: {len(self._mistakes)} of {num_rows} rows cannot be packed; correct them{hint}:{shown}"
+            )
+
+    def _find_local(self, named: str | None) -> _Found:
+        suffix = SUFFIXES.get(os.path.splitext(named)[1].lower()) if named else None
+        if named is None or suffix is None:
+            raise DataError(f"{named!r} is not the path of a {', '.join(SUFFIXES)} file")
+        where = self._source.parent / named.removeprefix("file://")
+        try:
+            status = where.stat()
+        except OSError as fault:
+            raise MissingImage(f"{fault.strerror} (looked for {str(where)!r})") from fault
+        image = Span(str(where), 0, status.st_size, whole=True)
+        return _Found(image=image, suffix=suffix, stamp=f"{named} {status.st_size} {status.st_mtime_ns}")
+
+    def _find_remote(self, url: str) -> _Found:
+        refuse_commands(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise DataError(f"{url!r} is no URL: {error}") from error
+        if parts.scheme not in self._scheme_faults:
+            self._scheme_faults[parts.scheme] = _scheme_fault(parts.scheme)
+        if (fault := self._scheme_faults[parts.scheme]) is not None:
+            raise DataError(f"{url!r}: {fault}")
+        # Content decides once it is there; many addresses do not end in a suffix.
+        suffix = SUFFIXES.get(os.path.splitext(parts.path)[1].lower(), "jpg")
+        patience_s = _PATIENCE_WHERE_SKIPPED_S if self._skip_missing else None
+        return _Found(image=Remote(url, patience_s), suffix=suffix, stamp=url)
+
+
+def _scheme_fault(scheme: str) -> str | None:
+    """Why addresses of this scheme cannot be read here; None if they can."""
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        return f"{scheme} needs a package that is not installed ({error}); see the extras of mirada: mirada[{scheme}]"
+    except ValueError as error:
+        return str(error)
+    return None

@@ -3,35 +3,42 @@
     source -> Corpus (records) -> BuildPlan (shards, digest) -> TARGET/NAME-000000.tar ... -> index
 
 A shard appears by rename, whole or not at all, and its bytes depend only on its records. So a killed build
-goes on by writing the shards that are missing, and ends with the bytes of one that was not killed.
+goes on by writing the shards that are missing, and ends with the bytes of one that was not killed. Tasks of a SLURM
+array write a share of the shards each; whichever sees all of them there writes the index.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import logging
-import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import INFO_NAME, write_index, write_rows
-from data_pipeline.packing.build_plan import PLAN_FILE, BuildPlan, Layout, plan_build, save_plan, saved_digest
+from data_pipeline.index import INFO_NAME, write_index
+from data_pipeline.packing.build_plan import BuildPlan, Layout, plan_build
+from data_pipeline.packing.claim import claimed
 from data_pipeline.packing.corpus import Choice, read_corpus
+from data_pipeline.packing.record import Corpus, Remote, Skipped
 from data_pipeline.packing.shard_pool import run_over_shards
-from data_pipeline.packing.shard_writer import ShardJob, remove_partials, sync_folder, write_shard
-from data_pipeline.shard import Shard, describe_shard
+from data_pipeline.packing.shard_writer import (
+    ShardJob,
+    Treatment,
+    remove_partials,
+    write_if_missing,
+)
+from data_pipeline.packing.share import ALONE, Share, num_cores
+from data_pipeline.packing.splits import read_splits
+from data_pipeline.packing.target_folder import SKIPPED_FILE, prepare, refuse_nesting, tidy
+from data_pipeline.packing.whole_file import sync_folder, write_whole
+from data_pipeline.packing.written_shard import WrittenShard, load_written
 
-log = logging.getLogger(__name__)
-
-_CLAIM_FILE = ".build.lock"
-_OWN_FILE = re.compile(r"[A-Za-z0-9_-]+-\d{6,}\.tar(\.gz)?(\.index\.npy)?")
-_WORTH_A_PROCESS = 32_000_000
-"""Bytes of images below which another process costs more (imports: 2 s) than it brings."""
+_BYTES_PER_S = 400e6
+_S_PER_SAMPLE = 30e-6
+_S_PER_SLOW_SAMPLE = 3e-3
+"""About what one process does; slow are images that are fetched or encoded anew."""
+_S_WORTH_A_PROCESS = 2.0
+"""Work below which another process costs more (its imports: nearly a second) than it brings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +47,31 @@ class Built:
 
     kind: str
     num_samples: int
+    """Of the plan, less those that were skipped."""
     num_classes: int
     num_shards: int
     num_shards_written: int
-    """Less than `num_shards` when an interrupted build had written some; 0 when nothing was left to do."""
+    """By this call: fewer than `num_shards` when an interrupted build or another task had written some."""
+    num_shards_missing: int
+    """More than 0 when they are other tasks' work: the last of them writes the index."""
     num_ignored: int
+    left_out: Mapping[str, int]
+    """Members of existing tars that were not carried along, by suffix."""
     strangers: tuple[str, ...]
-    """Records written this time that are no image of a known kind by content."""
+    """Records that are no image of a known kind by content, of a build that this call completed."""
+    skipped: tuple[Skipped, ...]
+    """Images that were left out because they are missing or broken, likewise; listed in SKIPPED_FILE."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """Who does the work: processes here, and tasks of an array elsewhere."""
+
+    num_workers: int | None = None
+    """None is as many as are worth starting."""
+    share: Share = ALONE
+    fresh: bool = False
+    """Give up an earlier build in the target."""
 
 
 def build(
@@ -55,142 +80,134 @@ def build(
     *,
     choice: Choice | None = None,
     layout: Layout | None = None,
-    num_workers: int | None = None,
-    fresh: bool = False,
+    treatment: Treatment | None = None,
+    effort: Effort | None = None,
 ) -> Built:
-    """Packs `source` into shards and their index in `target`; `fresh` gives up an earlier build there."""
-    choice, layout = choice or Choice(), layout or Layout()
-    _refuse_nesting(source, target)
-    corpus = read_corpus(source, choice)
-    plan = plan_build(corpus, layout, target)
-    with _claimed(target):
-        _prepare(plan, target, fresh=fresh)
-        num_missing = sum(not Path(job.path).exists() for job in plan.jobs)
-        packed: list[_Packed] = []
-        if num_missing or not (target / INFO_NAME).exists():
-            packed = run_over_shards(
-                _pack_shard,
-                plan.jobs,
-                num_workers=num_workers or _worthwhile_workers(plan),
-                title=f"packing {target.name}",
-                num_samples=plan.num_samples,
-            )
-            # The index is what says that a build is complete: nothing it names may reach the disk after it.
-            sync_folder(target)
-            shards = [result.shard for result in packed]
-            origin = f"{corpus.kind} {source.name}"
-            write_index(
-                target,
-                name=layout.name,
-                split=layout.name,
-                classes=corpus.classes,
-                shards=shards,
-                rows={},
-                source=origin,
-            )
-    return Built(
-        kind=corpus.kind,
-        num_samples=plan.num_samples,
-        num_classes=len(corpus.classes),
-        num_shards=len(plan.jobs),
-        num_shards_written=num_missing,
-        num_ignored=corpus.num_ignored,
-        strangers=tuple(name for result in packed for name in result.strangers),
+    """Packs `source` into shards and their index in `target`."""
+    refuse_nesting(source, target)
+    corpus = read_corpus(source, choice or Choice())
+    return _build_corpus(
+        corpus, source.name, target, layout or Layout(), treatment or Treatment(), effort or Effort()
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Packed:
-    """What became of one shard."""
-
-    shard: Shard
-    strangers: tuple[str, ...]
-
-
-def _pack_shard(job: ShardJob, on_record: Callable[[], None]) -> _Packed:
-    """Writes a shard unless an earlier build did, and its part of the index."""
-    path = Path(job.path)
-    if path.exists():
-        strangers: tuple[str, ...] = ()
-        for _ in job.records:
-            on_record()
-    else:
-        strangers = write_shard(job, on_record)
-    shard, rows = describe_shard(path)
-    if shard.num_samples != len(job.records):
-        raise DataError(
-            f"{path} holds {shard.num_samples} samples, not the {len(job.records)} it was given: delete it"
+def build_splits(
+    source: Path,
+    target: Path,
+    names: tuple[str, ...] | None,
+    *,
+    choice: Choice | None = None,
+    layout: Layout | None = None,
+    treatment: Treatment | None = None,
+    effort: Effort | None = None,
+) -> dict[str, Built]:
+    """Packs each of several splits (None: all that `source` has) into a folder of `target`, with one class map."""
+    refuse_nesting(source, target)
+    corpora = read_splits(source, names, choice or Choice())
+    return {
+        name: _build_corpus(
+            corpus,
+            f"{source.name} {name}",
+            target / name,
+            replace(layout or Layout(), name=name),
+            treatment or Treatment(),
+            effort or Effort(),
         )
-    write_rows(path.parent, shard.name, rows)
-    return _Packed(shard=shard, strangers=strangers)
+        for name, corpus in corpora.items()
+    }
 
 
-def _worthwhile_workers(plan: BuildPlan) -> int:
-    num_bytes = sum(record.image.size for job in plan.jobs for record in job.records)
-    return min(os.cpu_count() or 1, 1 + num_bytes // _WORTH_A_PROCESS)
-
-
-def _refuse_nesting(source: Path, target: Path) -> None:
-    inner, outer = target.resolve(), source.resolve()
-    if source.is_dir() and inner.is_relative_to(outer):
-        raise DataError(f"{target} lies in the source {source}: choose a folder outside of it for the shards")
-    if target.exists() and not target.is_dir():
-        raise DataError(f"{target} is a file: name a folder for the shards")
-
-
-def _prepare(plan: BuildPlan, target: Path, *, fresh: bool) -> None:
-    """Leaves in `target` only what this very plan wrote before; DataError when something else is there."""
-    if fresh:
-        _remove_build(target)
-    before = saved_digest(target)
-    if before is None:
-        others = sorted(path.name for path in target.iterdir() if not path.name.startswith("."))
-        if others:
-            raise DataError(
-                f"{target} is not empty (it holds {others[0]!r}): choose a new folder for the shards"
-            )
-    elif before != plan.digest:
+def _build_corpus(
+    corpus: Corpus, origin: str, target: Path, layout: Layout, treatment: Treatment, effort: Effort
+) -> Built:
+    if effort.fresh and not effort.share.is_alone:
         raise DataError(
-            f"{target} holds a build of other input: the source or an option changed since; choose a new folder, or "
-            "give up what is there and begin anew: --fresh"
+            f"--fresh would delete what other tasks write: delete {target} before the array starts"
         )
-    remove_partials(target)
-    if before is None:
-        save_plan(plan, target)
+    plan = plan_build(corpus, layout, target, treatment)
+    with claimed(target, effort.share):
+        prepare(plan, target, alone=effort.share.is_alone, fresh=effort.fresh)
+        complete = (target / INFO_NAME).exists()
+        jobs = [] if complete else [plan.jobs[place] for place in effort.share.places(len(plan.jobs))]
+        missing = [job for job in jobs if load_written(job.path) is None]
+        if missing:
+            _pack(missing, target, effort)
+        written = _complete(plan, corpus, layout, target, origin)
+    skipped = corpus.skipped + tuple(skip for shard in written if shard for skip in shard.skipped)
+    return Built(
+        kind=corpus.kind,
+        num_samples=plan.num_samples - len(skipped) + len(corpus.skipped),
+        num_classes=len(corpus.classes),
+        num_shards=len(plan.jobs),
+        num_shards_written=len(missing),
+        num_shards_missing=sum(shard is None for shard in written),
+        num_ignored=corpus.num_ignored,
+        left_out=corpus.left_out,
+        strangers=tuple(name for shard in written if shard for name in shard.strangers),
+        skipped=skipped,
+    )
 
 
-def _remove_build(target: Path) -> None:
-    """Deletes an earlier build's own files, its plan last; a folder without a plan is left alone."""
-    if not (target / PLAN_FILE).exists():
-        return
-    remove_partials(target)
-    (target / INFO_NAME).unlink(missing_ok=True)
-    for path in target.iterdir():
-        if _OWN_FILE.fullmatch(path.name):
-            path.unlink()
-    (target / PLAN_FILE).unlink()
+def _pack(jobs: list[ShardJob], target: Path, effort: Effort) -> None:
+    if not effort.share.sparse:
+        remove_partials(target, jobs)
+    run_over_shards(
+        write_if_missing,
+        jobs,
+        num_workers=effort.num_workers or _worthwhile_workers(jobs),
+        title=f"packing {target.name}",
+        num_samples=sum(len(job.records) for job in jobs),
+    )
 
 
-@contextmanager
-def _claimed(target: Path) -> Iterator[None]:
-    """Creates `target` and keeps a second build out of it; a dead process has no claim."""
-    existed = target.exists()
-    target.mkdir(parents=True, exist_ok=True)
-    claim = target / _CLAIM_FILE
-    with open(claim, "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            if fault.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataError(
-                    f"another build is writing to {target}: wait for it, or choose another folder"
-                ) from None
-            log.warning(
-                "%s: no lock to be had (%s); start no second build there meanwhile", target, fault.strerror
-            )
-        try:
-            yield
-        finally:
-            claim.unlink(missing_ok=True)
-            if not existed and not any(target.iterdir()):
-                target.rmdir()
+def _complete(
+    plan: BuildPlan, corpus: Corpus, layout: Layout, target: Path, origin: str
+) -> list[WrittenShard | None]:
+    """Writes the index if every shard is there; returns what became of each, None for those that are not.
+
+    Several tasks may get here at the same moment: they write the same bytes, and whoever comes too late to find the
+    notes finds the index. An empty list says so.
+    """
+    written = [load_written(job.path) for job in plan.jobs]
+    if (target / INFO_NAME).exists():
+        tidy(plan, target)
+        return []
+    if None in written:
+        return written
+    shards = [shard for shard in written if shard is not None]
+    filled = [shard.shard for shard in shards if shard.num_samples]
+    skipped = corpus.skipped + tuple(skip for shard in shards for skip in shard.skipped)
+    if not filled:
+        raise DataError(
+            f"{origin}: every one of {len(skipped)} images is missing or broken; the first: {skipped[0].name!r}: "
+            f"{skipped[0].reason}"
+        )
+    if skipped:
+        lines = [json.dumps({"name": skip.name, "reason": skip.reason}) + "\n" for skip in skipped]
+        write_whole(target / SKIPPED_FILE, "".join(lines))
+    # The index is what says that a build is complete: nothing it names may reach the disk after it.
+    sync_folder(target)
+    try:
+        write_index(
+            target,
+            name=layout.name,
+            split=layout.name,
+            classes=corpus.classes,
+            shards=filled,
+            rows={},
+            source=f"{corpus.kind} {origin}",
+        )
+    except FileNotFoundError:
+        # Tasks of different nodes may have one process id, and so one file that is renamed twice.
+        if not (target / INFO_NAME).exists():
+            raise
+    tidy(plan, target)
+    return written
+
+
+def _worthwhile_workers(jobs: list[ShardJob]) -> int:
+    num_bytes = sum(record.image.size for job in jobs for record in job.records)
+    num_samples = sum(len(job.records) for job in jobs)
+    slow = any(job.treatment.recoding or isinstance(job.records[0].image, Remote) for job in jobs)
+    seconds = num_bytes / _BYTES_PER_S + num_samples * (_S_PER_SLOW_SAMPLE if slow else _S_PER_SAMPLE)
+    return min(num_cores(), 1 + int(seconds / _S_WORTH_A_PROCESS))

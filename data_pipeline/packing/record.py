@@ -1,15 +1,28 @@
-"""Record: one image waiting to be packed, as a span of bytes in some file, with its label and caption."""
+"""Record: one image waiting to be packed, as a span of a file or behind a URL, with its label and texts."""
 
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from data_pipeline.errors import DataError
+from data_pipeline.scan import MAX_IMAGE_BYTES
 
 SUFFIXES: dict[str, str] = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Extensions of images that may be packed (case does not matter), and the suffix each gets in a shard."""
+
+_ASSUMED_REMOTE_BYTES = 100_000
+
+
+class MissingImage(DataError):
+    """An image that is not where its source says; left out where that is allowed."""
+
+
+class BrokenImage(DataError):
+    """An image that does not decode where it has to; left out where that is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +55,46 @@ class Span:
     def _read(self, size: int) -> bytes:
         if self.path.endswith(".gz"):
             return gunzip(self.path)[self.offset : self.offset + size]
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            return file.read(size)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.pread(descriptor, size, self.offset)
+            # One call brings at most 2 GiB, and on some network file systems less than it could.
+            while missing := size - len(content):
+                more = os.pread(descriptor, missing, self.offset + len(content))
+                if not more:
+                    break
+                content += more
+            return content
+        finally:
+            os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A whole file behind a URL."""
+
+    url: str
+    patience_s: float | None = None
+    """How long a server that fails is asked again; None is the usual time."""
+    size: int = _ASSUMED_REMOTE_BYTES
+    """What it counts as when shards are cut: its real size is not known before it is fetched."""
+
+    def read(self) -> bytes:
+        """The bytes; MissingImage when they cannot be had, or are no image (a page that says so, for example)."""
+        # Imported here: file systems take half a second to load, and most sources are local.
+        from data_pipeline.storage.remote import read_all
+        from data_pipeline.storage.retry import PATIENCE_S
+
+        try:
+            content = read_all(self.url, MAX_IMAGE_BYTES, patience_s=self.patience_s or PATIENCE_S)
+        except DataError as fault:
+            raise MissingImage(str(fault)) from fault
+        if suffix_of(content) is None:
+            raise MissingImage(
+                f"{self.url!r} answers with no JPEG, PNG or WebP ({len(content)} bytes, the first {content[:16]!r}); "
+                "check the address"
+            )
+        return content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +103,28 @@ class Record:
 
     name: str
     """What its owner calls it: a path relative to the source, or a row of it."""
-    image: Span
+    image: Span | Remote
     suffix: str
     """``jpg``, ``png`` or ``webp``."""
     label: int = -1
     """Position in the class map, or the source's own integer; -1 is no label."""
     caption: str | None = None
+    fields: str | None = None
+    """Further columns of a manifest, as the text of a JSON object."""
     shape: tuple[int, int] | None = None
     """Height and width of raw grey pixels that become a PNG; None when the bytes are an image file already."""
     key: str | None = None
     """Key that the sample had already (in existing tars); None lets the packer number it."""
     extras: tuple[tuple[str, Span], ...] = ()
     """Further members to carry along by suffix (``txt`` or ``json`` of existing tars)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An image that was left out because it is missing or broken."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +140,10 @@ class Corpus:
     """What must stay equal for an interrupted build to go on: names, sizes and times or digests of the input."""
     num_ignored: int = 0
     """Files that are no images of a known kind."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Members of existing tars that are not carried along, by suffix."""
+    skipped: tuple[Skipped, ...] = ()
+    """Images that the source names and that are not there, where that is allowed."""
 
 
 def suffix_of(content: bytes) -> str | None:

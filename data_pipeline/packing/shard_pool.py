@@ -65,7 +65,7 @@ def _run_in_processes(
 ) -> list[Result]:
     # Forked from a clean server: no locks of our threads are inherited, and heavy imports are paid once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([work.__module__, "webdataset"])
+    context.set_forkserver_preload([work.__module__])
     count, stop = context.Value("Q", 0), context.Value("B", 0)
     with ProcessPoolExecutor(num_workers, context, initializer=_set_up, initargs=(count, stop)) as pool:
         futures: list[Future[Result]] = [pool.submit(_run_one, work, job) for job in jobs]

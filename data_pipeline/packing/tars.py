@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, open_index
 from data_pipeline.packing.record import SUFFIXES, Corpus, Record, Span
-from data_pipeline.scan import Member, list_members, scan_shard
+from data_pipeline.scan import MAX_BYTES, Member, list_members, scan_shard
 from data_pipeline.shard import find_shards
-from data_pipeline.storage.source import local_shard
+from data_pipeline.storage.files import local_shard
 
 _TARS = (".tar", ".tar.gz", ".tgz")
 _EXTRAS = frozenset({"txt", "json"})
+"""Members that go along as they are; others are counted and left out."""
 
 
 def is_tar(source: Path) -> bool:
@@ -32,10 +34,12 @@ def read_tars(source: Path, *, unlabelled: bool = False) -> Corpus:
     paths = find_shards(source) if source.is_dir() else [source]
     records: list[Record] = []
     shard_of_key: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     stamps = []
     for path in paths:
-        for record in _records(path, unlabelled=unlabelled):
+        for record in _records(path, left_out, unlabelled=unlabelled):
             key = str(record.key)
+            _refuse_leaving_key(path, key)
             if key in shard_of_key:
                 raise DataError(
                     f"key {key!r} stands in {shard_of_key[key]} and in {path}: keys of a data set are unique; "
@@ -46,34 +50,54 @@ def read_tars(source: Path, *, unlabelled: bool = False) -> Corpus:
         status = path.stat()
         stamps.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
     classes = _classes(source, records)
-    return Corpus(kind="tars", records=records, classes=classes, stamps=tuple(stamps))
+    return Corpus(kind="tars", records=records, classes=classes, stamps=tuple(stamps), left_out=left_out)
 
 
-def _records(path: Path, *, unlabelled: bool) -> list[Record]:
+def _refuse_leaving_key(path: Path, key: str) -> None:
+    """DataError for a key that names a place outside of the folder into which somebody may unpack the shard."""
+    if key.startswith("/") or ".." in key.split("/") or "\\" in key or not key.isprintable():
+        raise DataError(
+            f"{path}: key {key!r} would lie outside of a folder it is unpacked into, or has characters no file name "
+            "should have; such a tar was made by mistake or with bad intent: it is not packed"
+        )
+
+
+def _records(path: Path, left_out: Counter[str], *, unlabelled: bool) -> list[Record]:
     local = local_shard(str(path))
     scanned = scan_shard(local, name=path.name)
     with open(local, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         members = [member for member in list_members(content, name=path.name) if _counts(member)]
+    left_out.update(scanned.ignored)
     groups = groupby(members, key=lambda member: member.key)
     return [
-        _record(path, local, key, tuple(group), -1 if unlabelled else int(label), int(offset))
+        _record(path, local, key, tuple(group), -1 if unlabelled else int(label), int(offset), left_out)
         for (key, group), (label, offset) in zip(groups, scanned.rows[["label", "offset"]], strict=True)
     ]
 
 
 def _counts(member: Member) -> bool:
-    """Hidden files (what macOS leaves behind) and WebDataset's own metadata belong to no sample."""
-    return not member.name.rpartition("/")[2].startswith((".", "__"))
+    """Hidden files (what macOS leaves behind), WebDataset's own metadata and unknown fields belong to no sample."""
+    return member.suffix in MAX_BYTES and not member.name.rpartition("/")[2].startswith((".", "__"))
 
 
 def _record(
-    path: Path, local: Path, key: str, members: tuple[Member, ...], label: int, offset: int
+    path: Path,
+    local: Path,
+    key: str,
+    members: tuple[Member, ...],
+    label: int,
+    offset: int,
+    left_out: Counter[str],
 ) -> Record:
     image = next(member for member in members if member.offset == offset)
     extras = tuple(
         (member.suffix, Span(str(local), member.offset, member.size))
         for member in members
         if member.suffix in _EXTRAS
+    )
+    # One image is a sample's; which one the scan decided.
+    left_out.update(
+        member.suffix for member in members if member is not image and f".{member.suffix}" in SUFFIXES
     )
     return Record(
         name=f"{path.name}/{key}",

@@ -1,4 +1,4 @@
-"""How each training image is varied: crop, shift, mirror, erase; drawn for a batch at once, keyed by the sample."""
+"""How each training image is varied: crop, shift, mirror, colours, erase; drawn per batch, keyed by the sample."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.base import AugmentConfig
+from data_pipeline.pixels import photometric
 from data_pipeline.randomness import hash_words, to_unit
 
 Ints = NDArray[np.int64]
@@ -20,7 +21,8 @@ _ERASE_AREA, _ERASE_RATIO = (0.02, 0.33), (0.3, 1 / 0.3)  # Zhong et al. 2017
 _FLIP, _PLACE, _ERASE, _ERASE_PLACE = 0, slice(1, 3), 3, slice(4, 6)
 _CROP_AREA, _CROP_RATIO = slice(6, 16), slice(16, 26)
 _BOX_AREA, _BOX_RATIO = slice(26, 36), slice(36, 46)
-NUM_DRAWS = 46
+_PHOTOMETRIC = slice(46, 46 + photometric.NUM_DRAWS)
+NUM_DRAWS = _PHOTOMETRIC.stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +35,19 @@ class Variations:
     """[n, 2] pixels the output moves right and down; what comes in is black."""
     flips: NDArray[np.bool_]
     """[n] whether the output is mirrored left to right."""
+    photometric: Floats
+    """[n, k] uniforms from which Photometric draws what is done to the output; k = 0: nothing."""
     erasures: Ints
     """[n, 4] left, top, width, height of a part of the output that becomes the mean colour; empty: none."""
 
 
-def uniforms(seed: int, epoch: int, sample_ids: Ints, draws: int = NUM_DRAWS) -> Floats:
-    """[n, draws] numbers in [0, 1), a function of (seed, epoch, sample, column) and of nothing else."""
-    return to_unit(hash_words("augment", seed, epoch, sample_ids[:, None], np.arange(draws)[None, :]))
+def uniforms(seed: int, epoch: int, sample_ids: Ints, draws: int = NUM_DRAWS, view: int | Ints = 0) -> Floats:
+    """[n, draws] numbers in [0, 1), a function of (seed, epoch, sample, view, column) and of nothing else.
+
+    `view` tells apart several variations of a sample within an epoch: one number, or one for each sample.
+    """
+    columns = np.arange(draws)[None, :] + (np.reshape(view, (-1, 1)).astype(np.int64) << 32)
+    return to_unit(hash_words("augment", seed, epoch, sample_ids[:, None], columns))
 
 
 def whole_image(heights: Ints, widths: Ints) -> Variations:
@@ -49,6 +57,7 @@ def whole_image(heights: Ints, widths: Ints) -> Variations:
         boxes=np.stack([zeros, zeros, widths, heights], axis=1),
         shifts=np.zeros((n, 2), np.int64),
         flips=np.zeros(n, bool),
+        photometric=np.zeros((n, 0)),
         erasures=np.zeros((n, 4), np.int64),
     )
 
@@ -61,6 +70,7 @@ def draw_variations(config: AugmentConfig, size: int, heights: Ints, widths: Int
         boxes=crop_boxes(config, heights, widths, u) if cropped else plain.boxes,
         shifts=_integers(u[:, _PLACE], -config.pad, config.pad) if config.crop == "pad" else plain.shifts,
         flips=u[:, _FLIP] < 0.5 if config.flip else plain.flips,
+        photometric=u[:, _PHOTOMETRIC] if config.randaugment or config.colour_jitter else plain.photometric,
         erasures=_erasures(config.erase, size, u) if config.erase else plain.erasures,
     )
 

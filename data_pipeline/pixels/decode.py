@@ -1,4 +1,4 @@
-"""JPEG, PNG and WebP bytes -> uint8 pixels -> a cropped, resized square; the header is judged first."""
+"""JPEG, PNG and WebP bytes -> uint8 pixels of the whole image; the header is judged first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from data_pipeline.pixels.jpeg import MAX_SCANS
+from data_pipeline.pixels.resize import resize_into
 from data_pipeline.scan import SUFFIXES
 
 Pixels = NDArray[np.uint8]
@@ -17,9 +19,13 @@ Pixels = NDArray[np.uint8]
 MAX_PIXELS = 178_956_970
 """Larger images are refused before decoding (the bound PIL calls a decompression bomb)."""
 
-_JPEG, _PNG, _WEBP = SUFFIXES["jpg"], SUFFIXES["png"], SUFFIXES["webp"]
+JPEG, PNG, WEBP = SUFFIXES["jpg"], SUFFIXES["png"], SUFFIXES["webp"]
+"""Numbers of the formats, as in the index."""
+
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_SCAN = b"\xff\xda"
 
 
 class DecodeError(Exception):
@@ -45,11 +51,11 @@ def read_header(data: bytes) -> Header:
     if not data:
         raise DecodeError("empty")
     if data.startswith(b"\xff\xd8\xff"):
-        header = Header(_JPEG, *_jpeg_size(data))
+        header = Header(JPEG, *_jpeg_size(data))
     elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        header = Header(_PNG, _big(data, 20, 24), _big(data, 16, 20))
+        header = Header(PNG, _big(data, 20, 24), _big(data, 16, 20))
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        header = Header(_WEBP, *_webp_size(data))
+        header = Header(WEBP, *_webp_size(data))
     else:
         raise DecodeError("not an image")
     if header.height * header.width > MAX_PIXELS:
@@ -62,9 +68,9 @@ def read_header(data: bytes) -> Header:
 def decode(data: bytes, *, channels: int, header: Header | None = None) -> Pixels:
     """Encoded image -> [H, W, channels], grey or RGB; EXIF rotation is ignored, transparency dropped."""
     header = header or read_header(data)
-    if header.format == _JPEG:
+    if header.format == JPEG:
         pixels = _decode_jpeg(data, channels)
-    elif header.format == _PNG:
+    elif header.format == PNG:
         pixels = _decode_any(data, channels, complete=_png_is_complete(data))
     else:
         pixels = _decode_any(data, channels, complete=int.from_bytes(data[4:8], "little") + 8 <= len(data))
@@ -76,13 +82,7 @@ def decode(data: bytes, *, channels: int, header: Header | None = None) -> Pixel
 def crop_resize(image: Pixels, box: tuple[int, int, int, int], out: Pixels) -> None:
     """The part `box` (left, top, width, height) of an image [H, W, C], resized to fill `out` [S, S, C]."""
     left, top, width, height = box
-    part, size = image[top : top + height, left : left + width], out.shape[0]
-    if width == size and height == size:
-        np.copyto(out, part)
-        return
-    # Area averages when both sides shrink; elsewhere it would be nearest-neighbour along the side that grows.
-    method = cv2.INTER_AREA if width >= size and height >= size else cv2.INTER_LINEAR
-    cv2.resize(part, (size, size), dst=out[:, :, 0] if out.shape[2] == 1 else out, interpolation=method)
+    resize_into(image[top : top + height, left : left + width], out)
 
 
 def limit_threads() -> None:
@@ -91,6 +91,8 @@ def limit_threads() -> None:
 
 
 def _decode_jpeg(data: bytes, channels: int) -> Pixels:
+    if data.count(_SCAN) > MAX_SCANS:
+        raise DecodeError("damaged")
     try:
         decoded: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=True)
     except ValueError as error:
@@ -136,10 +138,20 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         elif marker in _STANDALONE:
             position += 2
         elif marker in _START_OF_FRAME:
-            return _big(data, position + 5, position + 7), _big(data, position + 7, position + 9)
+            height, width = _big(data, position + 5, position + 7), _big(data, position + 7, position + 9)
+            if marker not in _ARITHMETIC:
+                _check_length(data, height, width)
+            return height, width
         else:
             position += 2 + max(2, _big(data, position + 2, position + 4))
     raise DecodeError("truncated")
+
+
+def _check_length(data: bytes, height: int, width: int) -> None:
+    # Huffman coding spends a bit or more on each block of 8 x 8: a few bytes that claim a large image are a bomb.
+    num_blocks = -(-height // 8) * -(-width // 8)
+    if height * width <= MAX_PIXELS and 8 * len(data) < num_blocks:
+        raise DecodeError("truncated")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

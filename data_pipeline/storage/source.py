@@ -1,33 +1,15 @@
-"""Where shards lie: locations -> local files (through a cache where needed) -> bytes at an offset.
-
-mirada://sample/train -> the packaged folder      https://host/a.tar  -> ~/.cache/mirada/shards/<hash>-a.tar
-/data/a.tar           -> itself                   /data/a.tar.gz      -> ~/.cache/mirada/shards/<hash>-a.tar
-"""
+"""What a location is: a packaged folder, a file, a compressed file, a URL; and which ones are refused."""
 
 from __future__ import annotations
 
-import fcntl
-import gzip
-import os
-import shutil
-import zlib
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import re
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
-
-import fsspec
-import xxhash
 
 from data_pipeline.errors import DataError
 
-if TYPE_CHECKING:
-    from _typeshed import SupportsRead
-
 _PACKAGED = "mirada://"
 _GZIPPED = (".tar.gz", ".tgz")
-_MAX_OPEN = 256  # file descriptors one process keeps; the usual limit is 1,024
+_VARIABLE = re.compile(r"\$(\w|\{)")
 
 
 def resolve(location: str) -> str:
@@ -48,20 +30,19 @@ def is_remote(location: str) -> bool:
     return "://" in location and not location.startswith("file://")
 
 
-def local_shard(url: str) -> Path:
-    """An uncompressed local tar with this shard's content; fetched or unpacked into the cache at first use."""
-    refuse_commands(url)
-    if is_remote(url):
-        return _cached(url, *_remote_version(url))
+def is_compressed(location: str) -> bool:
+    """Whether a shard has to be unpacked before its bytes can be read at an offset."""
+    return location.endswith(_GZIPPED)
+
+
+def local_path(url: str) -> Path:
+    """The file a location that is not remote stands for; DataError if it is not there."""
     path = Path(url.removeprefix("file://"))
     if not path.is_file():
         raise DataError(
             f"shard {str(path)!r} does not exist; restore it, or run: mirada data index {path.parent!s}"
         )
-    if not path.name.endswith(_GZIPPED):
-        return path
-    status = path.stat()
-    return _cached(str(path.resolve()), status.st_size, str(status.st_mtime_ns))
+    return path
 
 
 def check_size(url: str, num_bytes: int, *, name: str) -> None:
@@ -79,114 +60,10 @@ def check_size(url: str, num_bytes: int, *, name: str) -> None:
 
 
 def refuse_commands(url: str) -> None:
-    """Raises DataError on URLs that would run a program or chain one file system into another."""
-    if url.startswith("pipe:") or "::" in url:
+    """Raises DataError on URLs that would run a program, chain file systems, or read the environment."""
+    if url.lower().startswith("pipe:") or "::" in url:
         raise DataError(
             f"{url!r} is not allowed: a shard is a file or URL, never a command or a chain of them"
         )
-
-
-class ShardFiles:
-    """Open shards of one process, the least recently used closed first."""
-
-    def __init__(self) -> None:
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
-
-    def read(self, url: str, offset: int, size: int) -> bytes:
-        """Up to `size` bytes at `offset` of the uncompressed shard; fewer only where the file ends."""
-        descriptor = self._descriptors.get(url)
-        if descriptor is None:
-            descriptor = self._open(url)
-        else:
-            self._descriptors.move_to_end(url)
-        return os.pread(descriptor, size, offset)
-
-    def close(self) -> None:
-        """Closes all files; reading opens them again."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
-
-    def _open(self, url: str) -> int:
-        if len(self._descriptors) >= _MAX_OPEN:
-            os.close(self._descriptors.popitem(last=False)[1])
-        self._descriptors[url] = os.open(local_shard(url), os.O_RDONLY | os.O_CLOEXEC)
-        return self._descriptors[url]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {}  # descriptors mean nothing in another process
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self._descriptors = OrderedDict()
-
-
-def _cache_folder() -> Path:
-    configured = os.environ.get("MIRADA_CACHE")
-    folder = Path(configured) if configured else Path.home() / ".cache" / "mirada" / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _cached(url: str, size: int, version: str) -> Path:
-    digest = xxhash.xxh3_128_hexdigest(f"{url}\n{size}\n{version}".encode())
-    stem = url.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
-    path = _cache_folder() / f"{digest}-{stem}.tar"
-    if path.exists():
-        return path
-    with _locked(path.with_suffix(".lock")):
-        if not path.exists():  # another process may have made it while this one waited
-            _write_shard(url, size, path)
-    return path
-
-
-def _write_shard(url: str, size: int, path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        with _open_stored(url) as stored, _unpacked(stored, url) as stream, open(partial, "wb") as out:
-            shutil.copyfileobj(stream, out, 1 << 20)
-            out.flush()
-            os.fsync(out.fileno())
-        if size and not url.endswith(_GZIPPED) and partial.stat().st_size != size:
-            raise DataError(
-                f"shard {url!r} broke off: {partial.stat().st_size} of {size} bytes came; try again"
-            )
-        os.replace(partial, path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"shard {url!r} is truncated or damaged ({error}); copy or build it again") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _open_stored(url: str) -> Iterator[IO[bytes]]:
-    if not is_remote(url):
-        with open(url, "rb") as local:
-            yield local
-        return
-    with fsspec.open(url, "rb") as remote:
-        yield remote
-
-
-def _unpacked(stored: IO[bytes], url: str) -> AbstractContextManager[SupportsRead[bytes]]:
-    return gzip.GzipFile(fileobj=stored) if url.endswith(_GZIPPED) else nullcontext(stored)
-
-
-def _remote_version(url: str) -> tuple[int, str]:
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        described = filesystem.info(path)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(
-            f"shard {url!r} cannot be reached: {error}; check the address and the connection"
-        ) from error
-    version = next(
-        (described[key] for key in ("ETag", "etag", "mtime", "LastModified") if described.get(key)), ""
-    )
-    return int(described.get("size") or 0), str(version)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # flock: released by the kernel when the holder dies, so a killed process blocks nobody.
-    with open(path, "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    if is_remote(url) and _VARIABLE.search(url):
+        raise DataError(f"{url!r} is not allowed: environment variables are not put into URLs; write it out")

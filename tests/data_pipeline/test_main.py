@@ -61,12 +61,14 @@ def test_faults_are_named_and_end_with_1(tmp_path: Path) -> None:
 
 
 def test_an_index_can_lie_elsewhere(tmp_path: Path) -> None:
-    write_tar(tmp_path / "theirs" / "a.tar", [("x.png", encode(draw_image(0))), ("x.cls", b"1")])
+    members = [("x.png", encode(draw_image(0))), ("x.cls", b"1"), ("x.pth", b"not opened")]
+    write_tar(tmp_path / "theirs" / "a.tar", members)
     (tmp_path / "names.txt").write_text("sun\nmoon\n")
     done = mirada_data(
         "index", tmp_path / "theirs", "--out", tmp_path / "mine", "--class-names", tmp_path / "names.txt"
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["ignored, for they belong to no sample: 1 pth"]
     assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == ["a.tar"]
     inspected = mirada_data("inspect", tmp_path / "mine")
     assert "moon" in inspected.stdout and "28 x 28 (1)" in inspected.stdout

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.index import index_shards, open_index
-from data_pipeline.reindex import reindex
-from tests.support.shards import make_shards
+from data_pipeline.errors import DataError
+from data_pipeline.index import open_index
+from data_pipeline.reindex import index_shards
+from tests.support.shards import draw_image, encode, make_shards, write_tar
 
 
 @pytest.fixture
@@ -19,24 +20,49 @@ def shards(tmp_path: Path) -> Path:
 
 def test_names_and_split_of_the_index_before_are_kept(shards: Path, tmp_path: Path) -> None:
     before = open_index(str(shards))
-    for index in (reindex(str(shards)), reindex(str(shards), tmp_path / "else")):
+    for index in (index_shards(str(shards)), index_shards(str(shards), tmp_path / "else")):
         assert (index.classes, index.split, index.digest) == (("sun", "moon"), "val", before.digest)
     assert (tmp_path / "else" / "_info.json").is_file()
 
 
 def test_names_and_split_that_are_given_win(shards: Path) -> None:
-    index = reindex(str(shards), class_names=("day", "night"), split="test")
+    index = index_shards(str(shards), classes=("day", "night"), split="test")
     assert (index.classes, index.split) == (("day", "night"), "test")
 
 
 def test_an_unreadable_index_is_set_aside(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
     (shards / "_info.json").write_text("{")
-    assert reindex(str(shards)).classes == ("0", "1")
+    assert index_shards(str(shards)).classes == ("0", "1")
     assert (shards / "_info.before.json").read_text() == "{"
     assert "_info.json cannot be read: class names, if it has any, are lost" in caplog.text
 
 
 def test_an_unreadable_index_of_others_stays_where_it_is(shards: Path, tmp_path: Path) -> None:
     (shards / "_info.json").write_text("{")
-    assert reindex(str(shards), tmp_path / "else").num_samples == 7
+    assert index_shards(str(shards), tmp_path / "else").num_samples == 7
     assert (shards / "_info.json").read_text() == "{"
+
+
+def test_ignored_members_are_counted_over_shards_and_remembered(tmp_path: Path) -> None:
+    image = encode(draw_image(0))
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", image), (f"{name}.npy", b""), ("_.pth", b"")])
+    assert index_shards(str(tmp_path)).ignored == {"npy": 2, "pth": 2}
+    assert open_index(str(tmp_path)).ignored == {"npy": 2, "pth": 2}
+
+
+def test_some_shards_of_a_folder_are_indexed_by_their_names(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", [1, 2, 4, 8])
+    index = index_shards(f"{tmp_path}/shards/test-00000{{1,3}}.tar", tmp_path / "some")
+    assert [shard.name for shard in index.shards] == ["test-000001.tar", "test-000003.tar"]
+    assert open_index(str(tmp_path / "some")).num_samples == index.num_samples == 10
+
+
+def test_a_label_of_one_shard_only_is_named(tmp_path: Path) -> None:
+    image = encode(draw_image(0))
+    write_tar(tmp_path / "a.tar", [("a.png", image)])
+    write_tar(tmp_path / "b.tar", [("b.png", image), ("b.cls", b"0")])
+    with pytest.raises(
+        DataError, match=r"shard 'a.tar' has no labels, while others have; label all shards or none"
+    ):
+        index_shards(str(tmp_path))

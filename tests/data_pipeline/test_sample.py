@@ -15,7 +15,7 @@ from data_pipeline.inspection.verify import verify
 from data_pipeline.packing.build_plan import Layout
 from data_pipeline.packing.corpus import Choice, read_names
 from data_pipeline.packing.pack import build
-from data_pipeline.storage.source import ShardFiles
+from data_pipeline.storage.files import ShardFiles
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data_pipeline" / "sample"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -10,7 +10,7 @@ import torch
 
 from configs.load import load_config
 from data_pipeline.index import ShardIndex
-from data_pipeline.plan import Plan, rank_slots
+from data_pipeline.order.plan import Plan, rank_slots
 from data_pipeline.shard import Shard
 from engine.timetable import Timetable
 from engine.world import World

@@ -10,7 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_pipeline.index import ShardIndex, index_shards
+from data_pipeline.index import ShardIndex
+from data_pipeline.reindex import index_shards
 
 
 def encode(image: np.ndarray, suffix: str = "png") -> bytes:

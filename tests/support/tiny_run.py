@@ -24,9 +24,7 @@ from configs.base import (
     TrainConfig,
     ZeroConfig,
 )
-from data_pipeline.bad import BadSample
 from data_pipeline.batch import Batch, normalize
-from engine.bad_list import BadList
 from engine.checkpoint import CheckpointStore
 from engine.evaluate import Evaluator
 from engine.events import EventLog, read_events
@@ -74,14 +72,15 @@ class MemoryLoader:
     def advance(self) -> None:
         self._step += 1
 
+    @property
+    def passes(self) -> dict[str, float]:
+        return {"memory": self._step / self.batches_per_epoch}
+
     def state_dict(self) -> dict[str, int]:
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._step = state["step"]
-
-    def drain_bad(self) -> list[BadSample]:
-        return []
 
 
 class Supervised:
@@ -157,7 +156,6 @@ def tiny_trainer(
         checkpoints=CheckpointStore(folder.checkpoints, world, keep=2, run_digest=folder.digest),
         events=EventLog(folder.events if world.is_main else None),
         progress=Progress("tiny", quiet=quiet or not world.is_main),
-        bad_list=BadList(folder.bad_samples if world.is_main else None),
         evaluator=Evaluator(
             batches=[loader.batch(1000), loader.batch(1001)], mean=MEAN, std=STD, world=world
         ),

@@ -7,9 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
+from configs.base import ConfigError, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.inspection.inspect import summarize, write_contact_sheet
-from tests.support.shards import draw_image, encode, make_shards
+from data_pipeline.inspection.recipe import load_recipe, write_augmented_sheet
+from data_pipeline.reader import SampleReader
+from data_pipeline.reindex import index_shards
+from tests.support.shards import draw_image, encode, make_shards, write_tar
 
 
 def test_counts_sizes_and_balance_are_those_of_the_shards(tmp_path: Path) -> None:
@@ -53,3 +57,43 @@ def test_a_contact_sheet_is_drawn_of_unlabelled_and_damaged_images_too(tmp_path:
 def test_a_contact_sheet_is_a_png(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sheet\.jpg: a contact sheet is a PNG"):
         write_contact_sheet(make_shards(tmp_path, [3]), tmp_path / "sheet.jpg")
+
+
+def test_shorter_sides_are_counted_in_bins_that_double(tmp_path: Path) -> None:
+    members = [
+        (f"{n}.png", encode(draw_image(n, *size))) for n, size in enumerate([(20, 90), (31, 31), (130, 140)])
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    summary = summarize(index_shards(str(tmp_path)))
+    assert summary.shorter_sides == {"16-31": 2, "32-63": 0, "64-127": 0, "128-255": 1}
+
+
+def test_the_augmented_sheet_shows_what_the_reader_makes_of_each_image(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "data", [12], num_classes=None, channels=3, size=(32, 32))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {train: x, image_size: 32, augment: {crop: random_resized, erase: 1.0}}\n"
+        "train: {duration: 1 epochs, global_batch: 4, seed: 7}\nteacher: {of: another program}\n"
+    )
+    write_augmented_sheet(index, load_recipe(recipe), tmp_path / "sheet.png")
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))[:, :, ::-1]
+    assert sheet.shape == (10 * (18 + 100), 10 * 100 - 4, 3)
+    data = DataConfig.model_validate(
+        {"train": "x", "image_size": 32, "augment": {"crop": "random_resized", "erase": 1.0}}
+    )
+    for row, sample_id in ((0, 0), (9, 11)):
+        tiles = sheet[row * 118 + 18 : row * 118 + 18 + 96]
+        np.testing.assert_array_equal(tiles[::3, :96:3], draw_image(sample_id, 32, 32, 3))
+        for epoch in range(9):
+            drawn = np.zeros((1, 32, 32, 3), np.uint8)
+            SampleReader(index, data).read_varied(
+                np.zeros(1, np.int64), np.array([sample_id]), drawn, augment=data.augment, seed=7, epoch=epoch
+            )
+            left = (1 + epoch) * 100
+            np.testing.assert_array_equal(tiles[::3, left : left + 96 : 3], drawn[0])
+
+
+def test_a_mistake_in_the_recipe_of_a_sheet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("data: {train: x, augment: {flop: true}}\n")
+    with pytest.raises(ConfigError, match=r"augment\.flop: no such key; did you mean 'flip'"):
+        load_recipe(tmp_path / "recipe.yaml")

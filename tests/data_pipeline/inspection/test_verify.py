@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import index_shards
 from data_pipeline.inspection.shard_check import Fault
 from data_pipeline.inspection.verify import verify
+from data_pipeline.reindex import index_shards
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
 Members = list[tuple[str, bytes]]
@@ -125,7 +125,7 @@ def test_keys_with_dots_are_found(tmp_path: Path) -> None:
     ]
     problems = about(faults_of(tmp_path, members), "a")
     assert "the file name holds a dot before 'b.png'" in problems
-    assert "no image among" in problems
+    assert "the file name holds a dot before 'c.cls'" in problems
 
 
 def test_images_that_are_not_what_their_suffix_says_are_found_without_decoding(tmp_path: Path) -> None:
@@ -162,4 +162,5 @@ def test_a_key_in_two_shards_is_found(tmp_path: Path) -> None:
     write_tar(tmp_path / "b.tar", good_members(range(3, 6)))
     index_shards(str(tmp_path))
     (fault,) = verify(str(tmp_path)).faults
-    assert (fault.shard, fault.problem) == ("a.tar", "sample 3 has the key of sample 0 of b.tar")
+    assert (fault.shard, fault.key) == ("a.tar", "000003")
+    assert fault.problem == "b.tar has a sample of this key too (its sample 0)"

@@ -169,3 +169,10 @@ def test_what_cannot_be_packed_is_said_with_what_can(tmp_path: Path) -> None:
         DataError, match=r"data\.zip: not a source that can be packed; give a folder of images"
     ):
         read_corpus(tmp_path / "data.zip", Choice())
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (300, 217), (256, 255), (255, 257)])
+def test_pngs_of_any_size_hold_their_pixels(height: int, width: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (height, width), dtype=np.uint8)
+    image = Image.open(io.BytesIO(encode_png(pixels.tobytes(), height, width)))
+    np.testing.assert_array_equal(np.asarray(image), pixels)

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.packing.manifest import read_manifest
+from data_pipeline.packing.manifest import ManifestOptions, read_manifest
 from tests.support.images import encoded_image
 
 
@@ -82,7 +82,7 @@ def test_labels_may_be_missing_only_when_asked_for(folder: Path) -> None:
     file = write_csv(folder, "path\npictures/a.png\n")
     with pytest.raises(DataError, match=r"no column 'label' among \['path'\].*--unlabelled"):
         read_manifest(file)
-    corpus = read_manifest(file, unlabelled=True)
+    corpus = read_manifest(file, ManifestOptions(unlabelled=True))
     assert (corpus.classes, corpus.records[0].label) == ((), -1)
 
 
@@ -115,3 +115,47 @@ def test_a_parquet_file_that_is_none_is_named(folder: Path) -> None:
     (folder / "list.parquet").write_bytes(b"PAR1 is not enough")
     with pytest.raises(DataError, match=r"list\.parquet: not readable as parquet"):
         read_manifest(folder / "list.parquet")
+
+
+def test_numbers_and_names_are_not_mixed_by_accident(folder: Path) -> None:
+    file = write_csv(folder, "path,label\npictures/a.png,7\npictures/b.png,cat\n")
+    with pytest.raises(
+        DataError, match=r"partly numbers \(row 1: '7'\) and partly names \(row 2: 'cat'\).*--classes"
+    ):
+        read_manifest(file)
+    assert read_manifest(file, ManifestOptions(labels_are_names=True)).classes == ("7", "cat")
+
+
+def test_labels_below_zero_and_fractions_are_no_classes(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"row 2 has the label -1: classes are numbered from 0 on"):
+        read_manifest(write_csv(folder, "path,label\npictures/a.png,1\npictures/b.png,-1\n"))
+    table = pa.table({"path": ["pictures/c.png", "pictures/a.png"], "label": [0.5, 1.0]})
+    pyarrow.parquet.write_table(table, folder / "list.parquet")
+    with pytest.raises(DataError, match="'label' holds fractions"):
+        read_manifest(folder / "list.parquet")
+
+
+def test_whole_numbers_that_a_table_keeps_as_fractions_are_labels(folder: Path) -> None:
+    table = pa.table({"path": ["pictures/c.png", "pictures/a.png"], "label": [2.0, 0.0]})
+    pyarrow.parquet.write_table(table, folder / "list.parquet")
+    assert [record.label for record in read_manifest(folder / "list.parquet").records] == [2, 0]
+
+
+def test_columns_that_fit_no_json_or_stand_twice_are_named(folder: Path) -> None:
+    table = pa.table({"path": ["pictures/c.png"], "thumbnail": [b"raw"], "label": [0]})
+    pyarrow.parquet.write_table(table, folder / "list.parquet")
+    with pytest.raises(DataError, match=r"column 'thumbnail' holds binary, which no JSON text can"):
+        read_manifest(folder / "list.parquet")
+    assert read_manifest(folder / "list.parquet", ManifestOptions(columns=())).records[0].fields is None
+    with pytest.raises(
+        DataError, match=r"--columns names 'x', and there are \['path', 'thumbnail', 'label'\]"
+    ):
+        read_manifest(folder / "list.parquet", ManifestOptions(columns=("x",)))
+    with pytest.raises(DataError, match=r"column 'path' stands there 2 times"):
+        read_manifest(write_csv(folder, "path,path,label\na,b,0\n"))
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(folder: Path) -> None:
+    file = folder / "list.csv"
+    file.write_bytes("\ufeffpath,label\r\npictures/a.png,Ω\r\n".encode())
+    assert read_manifest(file).classes == ("Ω",)

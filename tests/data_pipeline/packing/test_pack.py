@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import datetime
 import fcntl
 import io
+import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,10 +22,13 @@ from data_pipeline.index import open_index
 from data_pipeline.inspection.verify import verify
 from data_pipeline.packing.build_plan import Layout, plan_build
 from data_pipeline.packing.corpus import Choice
-from data_pipeline.packing.pack import build
+from data_pipeline.packing.pack import Effort, build
+from data_pipeline.packing.recode import Recoding
 from data_pipeline.packing.record import Corpus, Record, Span
 from data_pipeline.packing.shard_pool import Stopped
-from data_pipeline.packing.shard_writer import write_shard
+from data_pipeline.packing.shard_writer import Treatment, write_shard
+from data_pipeline.packing.share import Share
+from data_pipeline.shard import describe_shard
 from tests.support.images import encoded_image, make_image_folder
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
@@ -49,6 +52,8 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 def samples_of(folder: Path) -> list[dict[str, bytes]]:
     """What webdataset itself reads from the shards."""
+    import webdataset  # brings torch along: seconds that most tests here need not wait
+
     urls = sorted(str(path) for path in folder.iterdir() if path.name.endswith((".tar", ".tar.gz")))
     samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
     return [
@@ -87,8 +92,8 @@ def test_bytes_do_not_depend_on_the_number_of_processes_or_the_place(
     source: Path, tmp_path: Path, gzip: bool
 ) -> None:
     layout = Layout(shard_size=5, gzip=gzip)
-    build(source, tmp_path / "one", layout=layout, num_workers=1)
-    build(source, tmp_path / "other", layout=layout, num_workers=3)
+    build(source, tmp_path / "one", layout=layout, effort=Effort(num_workers=1))
+    build(source, tmp_path / "other", layout=layout, effort=Effort(num_workers=3))
     assert content_of(tmp_path / "one") == content_of(tmp_path / "other")
 
 
@@ -100,30 +105,16 @@ def test_a_second_run_finds_nothing_to_do(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_workers_stop_when_their_parent_is_killed_and_a_second_run_goes_on(tmp_path: Path) -> None:
     source = make_image_folder(tmp_path / "source", per_class=40)
     build(source, tmp_path / "whole", layout=Layout(shard_size=2))
     target = tmp_path / "out"
-    command = [
-        sys.executable,
-        "-m",
-        "data_pipeline",
-        "build",
-        str(source),
-        str(target),
-        "--shard-size",
-        "2",
-        "--workers",
-        "2",
-    ]
-    for num_shards in (2, 10):
-        with subprocess.Popen(
-            command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
-        ) as process:
-            _wait_for_shards(target, num_shards, process)
-            # First the workers outlive their parent and must stop by themselves; then they die with it.
-            process.kill() if num_shards == 2 else os.killpg(process.pid, signal.SIGKILL)
-        assert not (target / "_info.json").exists()
+    command = [sys.executable, "-m", "data_pipeline", "build", str(source), str(target)]
+    command += ["--shard-size", "2", "--workers", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        _wait_for_shards(target, 2, process)
+        process.kill()
+    assert not (target / "_info.json").exists()
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert content_of(target) == content_of(tmp_path / "whole")
@@ -165,11 +156,34 @@ def test_a_shard_that_was_stopped_is_not_there(
 
 def test_leftovers_of_a_killed_writer_are_removed(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "whole", layout=SMALL)
+    target = tmp_path / "out"
+    build(source, target, layout=SMALL, effort=Effort(share=Share(index=0, count=2)))
+    (target / "train-000002.tar").rename(target / ".train-000002.tar.node1.4711.partial")
+    assert build(source, target, layout=SMALL).num_shards_written == 3
+    assert content_of(target) == content_of(tmp_path / "whole")
+
+
+def test_the_index_written_on_the_way_is_that_of_the_finished_tars(source: Path, tmp_path: Path) -> None:
     build(source, tmp_path / "out", layout=SMALL)
+    build(source, tmp_path / "zipped", layout=Layout(shard_size=5, gzip=True))
+    for folder in (tmp_path / "out", tmp_path / "zipped"):
+        index = open_index(str(folder))
+        for place, shard in enumerate(index.shards):
+            found, scanned = describe_shard(shard.url)
+            assert (found.num_samples, found.num_bytes, found.digest) == (
+                shard.num_samples,
+                shard.num_bytes,
+                shard.digest,
+            )
+            assert (scanned.rows == index.rows(place)).all()
+
+
+def test_a_lost_index_is_made_anew_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    build(source, tmp_path / "out", layout=SMALL)
+    before = content_of(tmp_path / "out")
     (tmp_path / "out" / "_info.json").unlink()
-    (tmp_path / "out" / "train-000002.tar").rename(tmp_path / "out" / ".train-000002.tar.4711.partial")
-    assert build(source, tmp_path / "out", layout=SMALL).num_shards_written == 1
-    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+    build(source, tmp_path / "out", layout=SMALL)
+    assert content_of(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("change", ["content", "new file", "option"])
@@ -184,7 +198,7 @@ def test_a_changed_source_or_option_is_noticed_and_fresh_begins_anew(
         (source / "cat" / "new.png").write_bytes(encoded_image(78))
     with pytest.raises(DataError, match=r"holds a build of other input.*--fresh"):
         build(source, tmp_path / "out", layout=layout)
-    build(source, tmp_path / "out", layout=layout, fresh=True)
+    build(source, tmp_path / "out", layout=layout, effort=Effort(fresh=True))
     build(source, tmp_path / "whole", layout=layout)
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
@@ -212,7 +226,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(source: Path, tmp_path: 
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     for fresh in (False, True):
         with pytest.raises(DataError, match=r"not empty \(it holds 'thesis.txt'\)"):
-            build(source, tmp_path / "out", fresh=fresh)
+            build(source, tmp_path / "out", effort=Effort(fresh=fresh))
     assert content_of(tmp_path / "out") == {"thesis.txt": b"mine"}
     with pytest.raises(DataError, match="lies in the source"):
         build(source, source / "out")
@@ -318,3 +332,92 @@ def test_unlabelled_images_have_no_label_file(source: Path, tmp_path: Path) -> N
     build(source, tmp_path / "out", choice=Choice(unlabelled=True))
     assert not any("cls" in sample for sample in samples_of(tmp_path / "out"))
     assert open_index(str(tmp_path / "out")).classes == ()
+
+
+def test_further_columns_become_json_with_their_types(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(1))
+    columns = {
+        "path": ["a.png", "a.png"],
+        "score": [0.5, float("nan")],
+        "width": pa.array([7, None], pa.int16()),
+        "sharp": [True, False],
+        "taken": [datetime.datetime(2024, 5, 1, 12), None],
+        "tags": [["ä", "b"], []],
+        "camera": [{"name": "x", "iso": 100}, None],
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    build(tmp_path / "list.parquet", tmp_path / "out", choice=Choice(unlabelled=True))
+    assert [json.loads(sample["json"]) for sample in samples_of(tmp_path / "out")] == [
+        {
+            "score": 0.5,
+            "width": 7,
+            "sharp": True,
+            "taken": "2024-05-01T12:00:00",
+            "tags": ["ä", "b"],
+            "camera": {"name": "x", "iso": 100},
+        },
+        {"score": None, "width": None, "sharp": False, "taken": None, "tags": [], "camera": None},
+    ]
+
+
+def test_further_columns_of_csv_stay_text_and_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(1))
+    (tmp_path / "list.csv").write_text("path,label,id,note\na.png,0,007,\n")
+    for columns, expected in ((None, {"id": "007", "note": None}), (("id",), {"id": "007"})):
+        build(tmp_path / "list.csv", tmp_path / f"out{columns}", choice=Choice(columns=columns))
+        assert json.loads(samples_of(tmp_path / f"out{columns}")[0]["json"]) == expected
+    build(tmp_path / "list.csv", tmp_path / "none", choice=Choice(columns=()))
+    assert "json" not in samples_of(tmp_path / "none")[0]
+
+
+@pytest.mark.parametrize("key", ["../evil", "/etc/evil", "a/../../evil", "a\\evil", "a\nb"])
+def test_keys_that_would_leave_a_folder_are_refused(tmp_path: Path, key: str) -> None:
+    write_tar(tmp_path / "in.tar", [(f"{key}.png", encode(draw_image(1)))])
+    with pytest.raises(DataError, match=r"in\.tar.*key .* outside of|no file name"):
+        build(tmp_path / "in.tar", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_file_and_class_names_of_any_script_and_of_none_are_packed(tmp_path: Path) -> None:
+    names = ["schöne Grüße", "猫", os.fsdecode(b"caf\xe9")]
+    for number, name in enumerate(names):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / f"{name}.png").write_bytes(encoded_image(number))
+    build(tmp_path / "in", tmp_path / "out")
+    assert open_index(str(tmp_path / "out")).classes == tuple(sorted(names))
+    assert build(tmp_path / "in", tmp_path / "out").num_shards_written == 0
+
+
+@pytest.mark.parametrize("format", ["jpg", "webp", None])
+def test_bytes_of_encoded_images_do_not_depend_on_the_number_of_processes(
+    source: Path, tmp_path: Path, format: str | None
+) -> None:
+    treatment = Treatment(recoding=Recoding(max_side=6, format=format))
+    build(source, tmp_path / "one", layout=SMALL, treatment=treatment, effort=Effort(num_workers=1))
+    build(source, tmp_path / "other", layout=SMALL, treatment=treatment, effort=Effort(num_workers=2))
+    assert content_of(tmp_path / "one") == content_of(tmp_path / "other")
+    assert verify(str(tmp_path / "one"), deep=True).faults == ()
+    with pytest.raises(DataError, match="holds a build of other input"):
+        build(source, tmp_path / "one", layout=SMALL)
+
+
+def test_a_full_disk_says_so_and_leaves_no_half_shard(source: Path, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys, errno, os; from pathlib import Path\n"
+        "from data_pipeline.packing import pack, shard_writer\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))\n"
+        "shard_writer._NO_SPACE = (errno.EFBIG,)\n"
+        "pack.build(Path(sys.argv[1]), Path(sys.argv[2]), effort=pack.Effort(num_workers=1))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(source), str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "make room and run the same command again" in done.stderr
+    assert not list((tmp_path / "out").glob(".*.partial")) and not list((tmp_path / "out").glob("*.tar"))
+    build(source, tmp_path / "whole")
+    build(source, tmp_path / "out")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")

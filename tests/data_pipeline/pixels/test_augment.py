@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import AugmentConfig
+from configs.base import AugmentConfig, ColourJitterConfig, RandAugmentConfig
+from data_pipeline.pixels import photometric
 from data_pipeline.pixels.augment import crop_boxes, draw_variations, uniforms
 
 MANY = np.arange(20_000)
@@ -103,3 +106,46 @@ def test_switching_erasing_on_leaves_crops_and_flips_as_they_were() -> None:
     )
     np.testing.assert_array_equal(plain.boxes, erased.boxes)
     np.testing.assert_array_equal(plain.flips, erased.flips)
+
+
+def test_switching_colours_on_leaves_crops_flips_and_erasures_as_they_were() -> None:
+    u, jitter = uniforms(0, 0, np.arange(100)), ColourJitterConfig(brightness=0.4)
+    plain, colourful = (
+        draw_variations(AugmentConfig(erase=0.5, **more), 64, sides(80)[:100], sides(90)[:100], u)
+        for more in ({}, {"randaugment": RandAugmentConfig(), "colour_jitter": jitter})
+    )
+    for name in ("boxes", "shifts", "flips", "erasures"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(colourful, name))
+    assert plain.photometric.shape == (100, 0)
+    assert colourful.photometric.shape == (100, photometric.NUM_DRAWS)
+
+
+def test_views_differ_from_one_another_and_the_first_is_the_one_without_a_view() -> None:
+    ids = np.arange(50)
+    first, second, third = (uniforms(1, 2, ids, view=view) for view in (0, 1, 2))
+    np.testing.assert_array_equal(first, uniforms(1, 2, ids))
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert (one != other).all()
+    views = np.arange(50) % 3
+    together = uniforms(1, 2, ids, view=views)
+    np.testing.assert_array_equal(together, np.choose(views[:, None], [first, second, third]))
+
+
+def digest(*values: np.ndarray) -> str:
+    hashed = hashlib.sha256()
+    for value in values:
+        hashed.update(np.ascontiguousarray(value).astype("<i8").tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def test_the_numbers_of_a_sample_are_those_of_the_first_version() -> None:
+    # A run that was begun with an earlier version goes on with the same pixels: computed at its commit 4db771d.
+    ids = np.arange(1000) * 7
+    u = uniforms(3, 5, ids)
+    assert digest(u[:, :46] * 2**53) == "58196d53e5a52986"
+    for config, expected in (
+        (AugmentConfig(erase=0.25), "d8454e41ca28982c"),
+        (AugmentConfig(crop="pad", pad=4, erase=1.0), "79375c3734594af4"),
+    ):
+        v = draw_variations(config, 224, 200 + ids % 301, 180 + ids % 401, u)
+        assert digest(v.boxes, v.shifts, v.flips, v.erasures) == expected

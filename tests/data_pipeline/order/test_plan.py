@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
-from data_pipeline.plan import Plan, eval_batches, rank_slots
+from data_pipeline.order.plan import Plan, eval_batches, rank_slots
 
 lengths_st = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) > 0)
 
@@ -163,3 +165,59 @@ def test_evaluation_has_every_sample_once_and_ranks_have_equal_batches(
     assert sorted(positions[weights == 1].tolist()) == list(range(num_samples))
     assert (positions[weights == 0] == -1).all()
     assert all(len(positions) == batch_size for batches in ranks for positions, _ in batches)
+
+
+@st.composite
+def histories(draw: st.DrawFn, global_batch: int, num_batches: int) -> list[tuple[int, int, int]]:
+    """Starts of a run until `num_batches` are consumed: (world size, workers, batches consumed before it dies)."""
+    worlds = [size for size in range(1, 65) if global_batch % size == 0]
+    history = []
+    while sum(consumed for _, _, consumed in history) < num_batches:
+        consumed = draw(st.integers(1, num_batches))
+        history.append((draw(st.sampled_from(worlds)), draw(st.integers(0, 4)), consumed))
+    return history
+
+
+def consume(
+    make_plan: Callable[[], Plan], start: int, world_size: int, workers: int, count: int
+) -> Iterator[np.ndarray]:
+    """Global batches as ranks with worker processes put them together: every worker has a plan of its own."""
+    plans = [[make_plan() for _ in range(max(workers, 1))] for _ in range(world_size)]
+    for number in range(count):
+        parts = []
+        for rank, of_rank in enumerate(plans):
+            plan = of_rank[number % len(of_rank)]
+            slots = rank_slots(plan.global_batch, rank, world_size)
+            parts.append(plan.batch(*divmod(start + number, plan.batches_per_epoch), slots))
+        assert {len(part) for part in parts} == {len(parts[0])}
+        yield np.concatenate(parts)
+
+
+@given(makers_of_plans(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_ranks_workers_and_interruptions_a_run_had_its_batches_are_those_of_one_process(
+    make_plan: Callable[[], Plan], data: st.DataObject
+) -> None:
+    alone = make_plan()
+    num_batches = min(2 * alone.batches_per_epoch, 12)
+    expected = [alone.batch(*divmod(step, alone.batches_per_epoch)) for step in range(num_batches)]
+    found: list[np.ndarray] = []
+    for world_size, workers, consumed in data.draw(histories(alone.global_batch, num_batches)):
+        found.extend(consume(make_plan, len(found), world_size, workers, consumed))
+    for batch, other in zip(expected, found, strict=False):
+        np.testing.assert_array_equal(batch, other)
+
+
+def test_a_billion_samples_cost_a_rank_little_wherever_it_starts() -> None:
+    lengths, slots = np.full(100_000, 10_000), rank_slots(4096 * 64, 4095, 4096)
+    tracemalloc.start()
+    start = time.process_time()
+    plan = Plan(lengths, global_batch=4096 * 64, seed=0)
+    assert len(plan.batch(12, 3000, slots)) == 64
+    seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < 2 and peak < 50 << 20
+    start = time.process_time()
+    for step in range(1000):
+        plan.batch(12, step, slots)
+    assert (time.process_time() - start) / (1000 * 64) < 2e-6  # benchmarks/planning.py measures

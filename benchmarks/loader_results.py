@@ -1,0 +1,147 @@
+"""Turns the loader benchmark's lines into its two committed result files: peers side by side, and other corpora."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.loader_peers.peers import OURS, PEERS, PLAIN, WALL
+from benchmarks.loader_peers.task import FORMS
+from benchmarks.machine import machine
+
+_COLUMNS = {
+    "name": ["loader", "s"],
+    "form": ["batch", "s"],
+    "workers": ["workers", "d"],
+    "images_per_s": ["images/s", ",.0f"],
+    "spread": ["lowest-highest", "s"],
+    "to_plain": ["x plain webdataset", ".2f"],
+    "ours": ["Mirada / it", "s"],
+    "memory_mb": ["memory, MB", ",.0f"],
+    "of_files_mb": ["of it mapped files", ",.0f"],
+    "first_batch_s": ["first batch after asking, s", ".1f"],
+    "start_s": ["after process start, s", ".1f"],
+}
+_VARIANT_COLUMNS = {
+    "name": ["images", "s"],
+    "ours": ["Mirada, images/s", ",.0f"],
+    "per_core": ["per core", ",.0f"],
+    "plain": ["plain webdataset, images/s", ",.0f"],
+    "ratio": ["ratio", ".2f"],
+}
+_VARIANTS = {
+    ("jpeg", ""): "JPEG 500x375",
+    ("jpeg", "randaugment"): "the same with RandAugment (2 operations, magnitude 9)",
+    ("jpeg", "colour_jitter"): "the same with colour jitter (0.4, 0.4, 0.4)",
+    ("jpeg", "erase"): "the same with random erasing (0.25)",
+    ("png", ""): "PNG 500x375",
+    ("webp", ""): "WebP 500x375, quality 90",
+    ("jpeg_2000x1500", ""): "JPEG 2000x1500",
+    ("jpeg_64x64", ""): "JPEG 64x64",
+}
+
+Lines = list[dict[str, Any]]
+
+
+def write_results(log: Path, folder: Path) -> None:
+    """Writes loader.json and loader_variants.json, and prints which of the wanted ratios are reached."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    measured = [line for line in lines if line["round"] > 0 and "images_per_s" in line]
+    main = [line for line in measured if (line["corpus"], line["augmentation"]) == ("jpeg", "")]
+    rows = [row for form in FORMS for name in PEERS if (row := _row(main, name, form))]
+    versions = {PEERS[line["loader"]].distribution: line["version"] for line in measured if line["version"]}
+    about = {"machine": machine(), "versions": versions}
+    _write(folder / "loader.json", _COLUMNS, rows, _note(main), about)
+    variants = [row for place, title in _VARIANTS.items() if (row := _variant_row(measured, place, title))]
+    note = "uint8 batches of 224x224; one run on the machine of the table above."
+    _write(folder / "loader_variants.json", _VARIANT_COLUMNS, variants, note, about)
+    for row in rows:
+        if row["reached"] is not None:
+            word = "yes" if row["reached"] else "NO "
+            print(f"{word} {row['name']}, {row['form']}: {row['ours']}, wanted {row['wanted']}")
+
+
+def ratios(lines: Lines, above: Mapping[str, Any], below: Mapping[str, Any]) -> list[float]:
+    """Rate of `above` / rate of `below`, round by round, where both were measured."""
+    over, under = (
+        {line["round"]: line["images_per_s"] for line in _matching(lines, case)} for case in (above, below)
+    )
+    return [over[number] / under[number] for number in sorted(over.keys() & under.keys())]
+
+
+def _row(lines: Lines, name: str, form: str) -> dict[str, Any] | None:
+    own = _matching(lines, {"loader": name, "form": form})
+    if not own:
+        return None
+    peer = PEERS[name]
+    rates = [line["images_per_s"] for line in own]
+    to_plain = ratios(lines, {"loader": name, "form": form}, {"loader": PLAIN, "form": form})
+    ours = (
+        []
+        if name in (OURS, WALL)
+        else ratios(lines, {"loader": OURS, "form": form}, {"loader": name, "form": form})
+    )
+    shown = {
+        key: median(line[key] for line in own)
+        for key in ("memory_mb", "of_files_mb", "first_batch_s", "start_s")
+    }
+    return {
+        "name": f"{peer.title} {own[0]['version'] or ''}".strip(),
+        "form": form,
+        "workers": own[0]["workers"],
+        "images_per_s": median(rates),
+        "spread": f"{min(rates):,.0f}-{max(rates):,.0f}",
+        "to_plain": median(to_plain) if to_plain else None,
+        "ours": f"{median(ours):.2f} [{min(ours):.2f}-{max(ours):.2f}]" if ours else None,
+        "rounds": len(own),
+        "wanted": peer.wanted,
+        "reached": median(ours) >= peer.wanted if ours else None,
+        **(shown if name != WALL else {}),
+    }
+
+
+def _variant_row(lines: Lines, place: tuple[str, str], title: str) -> dict[str, Any] | None:
+    corpus, augmentation = place
+    same = _matching(lines, {"corpus": corpus, "augmentation": augmentation, "form": "uint8"})
+    ours, plain = (_matching(same, {"loader": name}) for name in (OURS, PLAIN))
+    if not ours or not plain:
+        return None
+    rate = median(line["images_per_s"] for line in ours)
+    return {
+        "name": title,
+        "ours": rate,
+        "per_core": rate / int(machine()["cores"]),
+        "plain": median(line["images_per_s"] for line in plain),
+        "ratio": median(ratios(same, {"loader": OURS}, {"loader": PLAIN})),
+    }
+
+
+def _note(lines: Lines) -> str:
+    rounds = len({line["round"] for line in lines})
+    share = ratios(lines, {"loader": OURS, "form": "uint8"}, {"loader": WALL})
+    reached = ""
+    if share:
+        reached = (
+            " The wall is entropy decoding alone, of whole files by libjpeg-turbo's jpeg_read_coefficients in one "
+            f"process per core: Mirada reaches {median(share):.2f} [{min(share):.2f}-{max(share):.2f}] of it."
+        )
+    described = machine()
+    return (
+        f"6,000 JPEGs of 500x375 cut from photographs, 6 shards, page cache warm; random resized crop to 224 and flip, "
+        f"batches of 64; each loader with its best of 1 to 3 workers. Medians over {rounds} interleaved rounds; ratios "
+        f"are taken round by round [lowest-highest]. Memory is that of all of a loader's processes (PSS). "
+        f"{described['processor']}, {described['cores']} cores.{reached}"
+    )
+
+
+def _matching(lines: Iterable[dict[str, Any]], case: Mapping[str, Any]) -> Lines:
+    return [line for line in lines if case.items() <= line.items()]
+
+
+def _write(path: Path, columns: dict[str, list[str]], rows: Lines, note: str, about: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = {"columns": columns, "rows": rows, "note": note, **about}
+    path.write_text(json.dumps(results, indent=1) + "\n")

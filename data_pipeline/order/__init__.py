@@ -1,0 +1,1 @@
+"""Which sample stands where in which batch: pure functions, of numbers alone."""

@@ -1,0 +1,90 @@
+"""The arguments and options of ``mirada data build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_NAME = "train"
+DEFAULT_QUALITY = 90
+TOGETHER = "none"
+"""What ``--splits`` says where a manifest's rows are one split, whatever its column split says."""
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="Images, as listed above.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="New folder for shards and index.")]
+
+Splits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Pack several splits, each into DST/NAME, under one class map: folders of SRC, or values of a manifest's "
+        "column split. Such as train,val; or all. none: pack all rows of such a manifest as one.",
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help=f"Name of the split; shards are NAME-000000.tar.  [default: {DEFAULT_NAME}]"),
+]
+ShardSize = Annotated[int, typer.Option(min=1, help="Most samples in a shard.")]
+ShardBytes = Annotated[str, typer.Option(help="Most bytes of images in a shard, such as 300MB.")]
+Gzip = Annotated[bool, typer.Option("--gzip", help="Write .tar.gz (unpacked into a cache when read).")]
+
+MaxSide = Annotated[
+    int | None, typer.Option(min=1, help="Make larger images smaller: longest side in pixels.")
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="jpg|png|webp", help="Encode images of other formats anew."),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=100, help=f"Of JPEG and WebP that are encoded anew.  [default: {DEFAULT_QUALITY}]"
+    ),
+]
+
+Classes = Annotated[
+    Path | None, typer.Option(help="File with one class per line: pack these, numbered in this order.")
+]
+ClassNames = Annotated[
+    Path | None, typer.Option(help="File with one name per line for a source's labels 0, 1, 2 ...")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES", help="Further columns of a manifest to keep, such as a,b; default: all; '': none."
+    ),
+]
+PerClass = Annotated[int | None, typer.Option(min=1, help="Pack the first N of each class.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Pack the first N of all (of each split).")]
+Unlabelled = Annotated[bool, typer.Option("--unlabelled", help="Neither need nor write labels.")]
+Shuffle = Annotated[
+    bool | None,
+    typer.Option("--shuffle/--no-shuffle", help="Mix before packing; default: image folders only."),
+]
+Seed = Annotated[int, typer.Option(help="Of that mixing.")]
+SkipMissing = Annotated[
+    bool,
+    typer.Option(
+        "--skip-missing",
+        help="Leave out images that a manifest names and that are not there; DST/_skipped.jsonl lists them.",
+    ),
+]
+SkipBroken = Annotated[
+    bool,
+    typer.Option(
+        "--skip-broken", help="Leave out images that --max-side or --format cannot decode; listed there too."
+    ),
+]
+
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes; default: as many as are worth starting, at most one per core."),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="K/N", help="Write the K-th of N shares; default: as SLURM says, else everything."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Give up an earlier build in DST.")]
