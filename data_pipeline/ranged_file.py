@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from data_pipeline.storage.remote import read_range
 
 _SMALLEST = 4 << 10
@@ -20,8 +22,9 @@ class RangedFile:
     def __init__(self, url: str, size: int) -> None:
         self._url = url
         self._size = size
-        self._start = 0
-        self._held = b""
+        self._block = _Block(0, b"")
+        # A sample's label is read after the header that follows it, which may have been where the next block begins.
+        self._block_before = self._block
         self._ahead = _SMALLEST
         self.num_requests = 0
         self.num_bytes = 0
@@ -31,17 +34,28 @@ class RangedFile:
 
     def __getitem__(self, span: slice) -> bytes:
         start, stop, _ = span.indices(self._size)
-        if not self._start <= start <= stop <= self._start + len(self._held):
-            self._fetch(start, stop)
-        return self._held[start - self._start : stop - self._start]
+        for block in (self._block, self._block_before):
+            if block.start <= start <= stop <= block.end:
+                return block.content[start - block.start : stop - block.start]
+        self._fetch(start, stop)
+        return self._block.content[: stop - start]
 
     def _fetch(self, start: int, stop: int) -> None:
-        jump = start - (self._start + len(self._held))
-        if 0 <= jump < _WORTH_A_REQUEST:
+        if 0 <= start - self._block.end < _WORTH_A_REQUEST:
             self._ahead = min(2 * self._ahead, _LARGEST)
         else:
             self._ahead = max(self._ahead // 2, _SMALLEST)
         end = min(max(stop, start + self._ahead), self._size)
-        self._start, self._held = start, read_range(self._url, start, end) if end > start else b""
+        content = read_range(self._url, start, end) if end > start else b""
+        self._block_before, self._block = self._block, _Block(start, content)
         self.num_requests += 1
-        self.num_bytes += len(self._held)
+        self.num_bytes += len(content)
+
+
+class _Block(NamedTuple):
+    start: int
+    content: bytes
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.content)

@@ -409,7 +409,7 @@ def test_the_memory_of_a_worker_grows_neither_with_epochs_nor_with_the_corpus(
     settled = resident[4:]  # a process that was forked first makes the pages it touches its own
     assert abs(np.polyfit(np.arange(len(settled)), settled, 1)[0]) < 0.1, resident  # MiB per epoch
     assert max(settled) - min(settled) < 4, resident
-    assert max(settled) < 200, resident
+    assert max(settled) < 400, resident  # with a torch of its own, where the fork server came without one
 
 
 # The program that a signal or a kill hits: its own process, so that workers have a parent of their own.

@@ -53,6 +53,7 @@ def test_a_run_logs_each_interval_evaluates_saves_and_ends(tmp_path: Path, world
         "train/grad_norm",
         "train/skipped_steps",
         "perf/images_per_s",
+        "data/passes/memory",
         "perf/data_wait_fraction",
         "perf/memory_gb",
     }
