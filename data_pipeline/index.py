@@ -6,8 +6,8 @@ A sample's id is its position in shard order, and never changes.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.scan import SAMPLE
 from data_pipeline.shard import Shard
 from data_pipeline.storage.source import is_remote, refuse_commands, resolve
+from data_pipeline.whole_file import write_whole
 
 INFO_NAME = "_info.json"
 _VERSION = 1
@@ -122,19 +123,15 @@ def write_index(
         "ignored": dict(ignored or {}),
     }
     info = {"name": name, "splits": {split: described}, "mirada": ours}
-    _write_atomically(folder / INFO_NAME, json.dumps(info, indent=1).encode())
+    write_whole(folder / INFO_NAME, json.dumps(info, indent=1))
     return open_index(str(folder))
 
 
 def write_rows(folder: Path, shard_name: str, rows: NDArray[np.void]) -> None:
     """Writes one shard's rows beside it, whole or not at all."""
-    path = _rows_path(folder, shard_name)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        np.save(file, rows.astype(SAMPLE, copy=False), allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    content = io.BytesIO()
+    np.save(content, rows.astype(SAMPLE, copy=False), allow_pickle=False)
+    write_whole(_rows_path(folder, shard_name), content.getvalue())
     _load_rows.cache_clear()
 
 
@@ -201,12 +198,3 @@ def _load_rows(folder: Path, shard_name: str, num_samples: int) -> NDArray[np.vo
             f"the index file {str(path)!r} has {rows.shape} rows of another kind or number; {advice}"
         )
     return rows
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

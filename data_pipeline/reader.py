@@ -19,7 +19,6 @@ from data_pipeline.pixels.photometric import Photometric
 from data_pipeline.scan import MAX_IMAGE_BYTES, member_before
 from data_pipeline.storage.cache import ShardCache
 from data_pipeline.storage.files import ShardFiles
-from data_pipeline.storage.source import check_size
 
 Ints = NDArray[np.int64]
 _TAR_HEADER = 512
@@ -43,7 +42,6 @@ class SampleReader:
         self._decode_crop = decode_crop_exactly if data.decode == "exact" else decode_crop
         self._mean_colour = np.rint(np.array(data.mean) * 255).clip(0, 255).astype(np.uint8)
         self._files = files or open_files(index, data)
-        self._urls: dict[int, str] = {}
         self._scratch = np.empty((data.image_size, data.image_size, data.channels), np.uint8)
 
     def read_varied(
@@ -75,25 +73,17 @@ class SampleReader:
         places = zip(slots.tolist(), sample_ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
         for slot, sample_id, shard, row in places:
             offset, size, _label, _format = self._index.rows(shard)[row].item()
-            url = self._urls.get(shard) or self._checked_url(shard)
             try:
                 # The index came with the shards, and is not believed more than they are.
                 if size > MAX_IMAGE_BYTES or offset > _MAX_OFFSET:
                     raise DecodeError("too large")
-                data = self._files.read(url, offset, size)
+                data = self._files.read(self._index.shards[shard].url, offset, size)
                 if len(data) < size:
                     raise DecodeError("truncated")
                 encoded.append(_Encoded(slot=slot, sample_id=sample_id, data=data, header=read_header(data)))
             except DecodeError as error:
                 bad[slot] = self._describe(sample_id, error.reason)
         return encoded, bad
-
-    def _checked_url(self, number: int) -> str:
-        """Where a shard lies; DataError at its first use if it is not there or not whole."""
-        shard = self._index.shards[number]
-        check_size(shard.url, shard.num_bytes, name=shard.name)
-        self._urls[number] = shard.url
-        return shard.url
 
     def _render(
         self,

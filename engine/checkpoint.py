@@ -15,7 +15,8 @@ from typing import Any, cast
 import numpy
 import torch
 
-from engine.durable import flush_file, flush_folder, naming_full_disk, replace_text
+from data_pipeline.whole_file import sync_folder, write_whole
+from engine.durable import flush_file, naming_full_disk
 from engine.errors import CheckpointError
 from engine.world import World
 from engine.zero import Engine
@@ -147,14 +148,14 @@ class CheckpointStore:
         return names[self._world.rank :: self._world.size]
 
     def _publish(self, partial: Path, final: Path, manifest: Mapping[str, Any]) -> None:
-        replace_text(partial / _MANIFEST, json.dumps(manifest, indent=1))
+        write_whole(partial / _MANIFEST, json.dumps(manifest, indent=1))
         for folder in [p for p in partial.rglob("*") if p.is_dir()] + [partial]:
-            flush_folder(folder)
+            sync_folder(folder)
         if final.exists():  # broken, and skipped when this run resumed
             final.rename(self._folder / f"{_PARTIAL}replaced-{final.name}")
         partial.rename(final)
-        flush_folder(self._folder)
-        replace_text(self._folder / "latest", final.name + "\n")
+        sync_folder(self._folder)
+        write_whole(self._folder / "latest", final.name + "\n")
         for name in _names(self._folder)[self._keep :]:
             shutil.rmtree(self._folder / name)
         _remove_leftovers(self._folder)

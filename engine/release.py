@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from configs.base import RunConfig
-from engine.durable import flush_file, flush_folder
+from data_pipeline.whole_file import sync_folder
+from engine.durable import flush_file
 from engine.evaluate import Scores
 from models.build import own_module
 from models.release import save_for_timm
@@ -56,7 +57,7 @@ def write_release(
     (aside / "README.md").write_text(card)
     for path in aside.iterdir():
         flush_file(path)
-    flush_folder(aside)
+    sync_folder(aside)
     _replace_folder(aside, folder)
     return folder
 
@@ -67,7 +68,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(former)
     new.rename(folder)
-    flush_folder(folder.parent)
+    sync_folder(folder.parent)
     shutil.rmtree(former, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from configs.base import ConfigError, RunConfig
-from engine.durable import replace_text
+from data_pipeline.whole_file import write_whole
 from engine.world import World
 
 _FREE = (
@@ -123,7 +123,7 @@ def _claim(path: Path, config: RunConfig, *, fresh: bool) -> None:
             _check_owner(path, config)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
-    replace_text(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_whole(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _check_owner(path: Path, config: RunConfig) -> None:

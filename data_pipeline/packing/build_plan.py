@@ -12,7 +12,7 @@ import xxhash
 from data_pipeline.errors import DataError
 from data_pipeline.packing.record import Corpus, Record
 from data_pipeline.packing.shard_writer import ShardJob, Treatment
-from data_pipeline.packing.whole_file import write_whole
+from data_pipeline.whole_file import write_whole
 
 PLAN_FILE = "_build.json"
 _VERSION = 2

@@ -30,8 +30,8 @@ from data_pipeline.packing.shard_writer import (
 from data_pipeline.packing.share import ALONE, Share, num_cores
 from data_pipeline.packing.splits import read_splits
 from data_pipeline.packing.target_folder import SKIPPED_FILE, prepare, refuse_nesting, tidy
-from data_pipeline.packing.whole_file import sync_folder, write_whole
 from data_pipeline.packing.written_shard import WrittenShard, load_written
+from data_pipeline.whole_file import sync_folder, write_whole
 
 _BYTES_PER_S = 400e6
 _S_PER_SAMPLE = 30e-6

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 from data_pipeline.errors import DataError
 from data_pipeline.scan import MAX_IMAGE_BYTES
+from data_pipeline.storage.files import local_shard
+from data_pipeline.storage.source import is_compressed
 
 SUFFIXES: dict[str, str] = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
 """Extensions of images that may be packed (case does not matter), and the suffix each gets in a shard."""
@@ -53,9 +55,11 @@ class Span:
         return content
 
     def _read(self, size: int) -> bytes:
-        if self.path.endswith(".gz"):
+        if self.path.endswith(".gz") and not is_compressed(self.path):
             return gunzip(self.path)[self.offset : self.offset + size]
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        # NOTE: asked for at each read, since the cache may have removed the copy of a compressed tar meanwhile.
+        file = local_shard(self.path) if is_compressed(self.path) else self.path
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             content = os.pread(descriptor, size, self.offset)
             # One call brings at most 2 GiB, and on some network file systems less than it could.

@@ -21,9 +21,9 @@ from data_pipeline.packing.fetch import read_ahead
 from data_pipeline.packing.idx import encode_png
 from data_pipeline.packing.record import BrokenImage, MissingImage, Record, Skipped, suffix_of
 from data_pipeline.packing.tar_stream import TarStream
-from data_pipeline.packing.whole_file import PARTIAL, path_aside, sync_folder
 from data_pipeline.packing.written_shard import WrittenShard, load_written, save_written
 from data_pipeline.scan import MAX_BYTES, SAMPLE, SUFFIXES
+from data_pipeline.whole_file import PARTIAL, path_aside, sync_folder
 
 if TYPE_CHECKING:
     from data_pipeline.packing.recode import Recoding

@@ -70,7 +70,7 @@ def _records(path: Path, left_out: Counter[str], *, unlabelled: bool) -> list[Re
     left_out.update(scanned.ignored)
     groups = groupby(members, key=lambda member: member.key)
     return [
-        _record(path, local, key, tuple(group), -1 if unlabelled else int(label), int(offset), left_out)
+        _record(path, key, tuple(group), -1 if unlabelled else int(label), int(offset), left_out)
         for (key, group), (label, offset) in zip(groups, scanned.rows[["label", "offset"]], strict=True)
     ]
 
@@ -82,7 +82,6 @@ def _counts(member: Member) -> bool:
 
 def _record(
     path: Path,
-    local: Path,
     key: str,
     members: tuple[Member, ...],
     label: int,
@@ -91,7 +90,7 @@ def _record(
 ) -> Record:
     image = next(member for member in members if member.offset == offset)
     extras = tuple(
-        (member.suffix, Span(str(local), member.offset, member.size))
+        (member.suffix, Span(str(path), member.offset, member.size))
         for member in members
         if member.suffix in _EXTRAS
     )
@@ -102,7 +101,7 @@ def _record(
     return Record(
         name=f"{path.name}/{key}",
         key=key,
-        image=Span(str(local), image.offset, image.size),
+        image=Span(str(path), image.offset, image.size),
         suffix=SUFFIXES["." + image.suffix],
         label=label,
         extras=extras,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline.packing.record import Skipped
-from data_pipeline.packing.whole_file import write_whole
 from data_pipeline.shard import Shard
+from data_pipeline.whole_file import write_whole
 
 _FOLDER = ".build"
 

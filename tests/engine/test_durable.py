@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.durable import naming_full_disk, replace_text
+from data_pipeline.whole_file import write_whole
+from engine.durable import naming_full_disk
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_another_failure_stays_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_text_replaced_on_a_full_disk_leaves_the_former_one(tiny_disk: Path) -> None:
-    replace_text(tiny_disk / "latest", "step-1")
+    write_whole(tiny_disk / "latest", "step-1")
     with pytest.raises(OSError, match="No space left"):
-        replace_text(tiny_disk / "latest", "x" * 1_000_000)
+        write_whole(tiny_disk / "latest", "x" * 1_000_000)
     assert (tiny_disk / "latest").read_text() == "step-1"

@@ -13,6 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.packing.corpus import Choice, read_corpus, read_names
 from data_pipeline.packing.idx import encode_png
 from tests.support.images import encoded_image, make_image_folder
+from tests.support.shards import draw_image, encode, write_tar
 
 
 def write_idx(folder: Path, pixels: np.ndarray, labels: list[int], *, compress: bool = True) -> Path:
@@ -150,6 +151,19 @@ def test_idx_files_that_are_no_pair_or_not_whole_are_named(tmp_path: Path, pixel
     half.write_bytes(half.read_bytes()[:-20])
     with pytest.raises(DataError, match="not a whole gzip file"):
         read_corpus(half, Choice())
+
+
+def test_a_compressed_tar_is_unpacked_again_if_its_copy_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIRADA_CACHE", str(tmp_path / "cache"))
+    images = [encode(draw_image(number)) for number in range(3)]
+    members = [(f"{number}.png", image) for number, image in enumerate(images)]
+    write_tar(tmp_path / "tars" / "a.tar.gz", members)
+    corpus = read_corpus(tmp_path / "tars", Choice(unlabelled=True))
+    for copy in (tmp_path / "cache").glob("*.tar"):
+        copy.unlink()
+    assert [record.image.read() for record in corpus.records] == images
 
 
 def test_a_list_of_names_has_each_once(tmp_path: Path) -> None:

@@ -18,12 +18,12 @@ def path_aside(final: Path) -> Path:
     return final.with_name(f".{final.name}.{socket.gethostname()}.{threading.get_native_id()}{PARTIAL}")
 
 
-def write_whole(final: Path, text: str) -> None:
-    """Writes a text file aside, syncs it and renames it."""
+def write_whole(final: Path, content: str | bytes) -> None:
+    """Writes a file aside, syncs it and renames it; text is written as UTF-8."""
     aside = path_aside(final)
     try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(aside, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, final)
