@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, ShardIndex, write_index
 from data_pipeline.inspection.duplicates import Duplicates
+from data_pipeline.whole_file import write_whole
 
 EXCLUDED_NAME = "excluded.json"
 
@@ -109,7 +110,7 @@ def _write(
         for offset in sorted(offsets)
     ]
     content = {"index": str(index.folder.resolve()), "digest": index.digest, "samples": before + samples}
-    (out / EXCLUDED_NAME).write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(out / EXCLUDED_NAME, json.dumps(content, indent=1) + "\n")
 
 
 def _base(index: ShardIndex) -> str:

@@ -6,8 +6,8 @@ differ in few of them.
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from data_pipeline.packing.shard_pool import run_over_shards
 from data_pipeline.pixels.decode import DecodeError, Pixels, decode, limit_threads
 from data_pipeline.shard import Shard
 from data_pipeline.storage.files import ShardFiles
+from data_pipeline.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +143,12 @@ def _save(index: ShardIndex, number: int, hashes: Hashes) -> None:
     path = _path(index, number)
     if path.resolve().is_relative_to(_PACKAGED):  # the sample ships with the package, and stays as it is
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    content = io.BytesIO()
+    np.save(
+        content, np.concatenate([np.array([_stamp(index, number)], np.uint64), hashes]), allow_pickle=False
+    )
     try:
-        with open(partial, "wb") as file:
-            np.save(file, np.concatenate([np.array([_stamp(index, number)], np.uint64), hashes]))
-        os.replace(partial, path)
+        write_whole(path, content.getvalue())
     except OSError as error:  # the index may lie where only others may write
         log.warning("the hashes of %s are not kept: %s", index.shards[number].name, error)
 

@@ -187,20 +187,15 @@ def _complete(
         write_whole(target / SKIPPED_FILE, "".join(lines))
     # The index is what says that a build is complete: nothing it names may reach the disk after it.
     sync_folder(target)
-    try:
-        write_index(
-            target,
-            name=layout.name,
-            split=layout.name,
-            classes=corpus.classes,
-            shards=filled,
-            rows={},
-            source=f"{corpus.kind} {origin}",
-        )
-    except FileNotFoundError:
-        # Tasks of different nodes may have one process id, and so one file that is renamed twice.
-        if not (target / INFO_NAME).exists():
-            raise
+    write_index(
+        target,
+        name=layout.name,
+        split=layout.name,
+        classes=corpus.classes,
+        shards=filled,
+        rows={},
+        source=f"{corpus.kind} {origin}",
+    )
     tidy(plan, target)
     return written
 
