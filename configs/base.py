@@ -179,7 +179,7 @@ class DataConfig(Section):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Per channel, of pixels scaled to 0..1; applied on the device."""
     decode: Literal["fast", "exact"] = "fast"
-    """``exact``: PIL's full decode and antialiased resize, bit for bit; ``fast``: close to it, and faster (docs/loader.md)."""
+    """``exact``: PIL's full decode and antialiased resize, bit for bit; ``fast``: close to it, and faster."""
     workers: int = Field(default=2, ge=0)
     """Loader processes per rank; 0 loads in the training process."""
     prefetch: int = Field(default=4, ge=1)
