@@ -39,6 +39,7 @@ class ShardIndex:
         classes: tuple[str, ...],
         shards: tuple[Shard, ...],
         ignored: Mapping[str, int] | None = None,
+        excluded: str = "",
     ) -> None:
         self.folder = folder
         self.name = name
@@ -47,15 +48,18 @@ class ShardIndex:
         self.shards = shards
         self.ignored = dict(ignored or {})
         """Members of the tars that belong to no sample: how many by suffix."""
+        self.excluded = excluded
+        """Digest of the samples of the tars that are left out on purpose; empty where none are."""
         self.lengths = np.array([shard.num_samples for shard in shards], dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
         self.num_samples = int(self.starts[-1])
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the data wherever it lies: classes, shard names, counts and checksums."""
+        """Identifies the data wherever it lies: classes, shard names, counts, checksums, and what is left out."""
         parts = [[shard.name, shard.num_samples, shard.digest] for shard in self.shards]
-        return xxhash.xxh3_128_hexdigest(json.dumps([self.classes, parts]).encode())
+        left_out = [self.excluded] if self.excluded else []
+        return xxhash.xxh3_128_hexdigest(json.dumps([self.classes, parts, *left_out]).encode())
 
     def rows(self, shard: int) -> NDArray[np.void]:
         """SAMPLE rows of a shard, mapped from disk at first use."""
@@ -101,6 +105,7 @@ def write_index(
     base: str | None = None,
     source: str = "",
     ignored: Mapping[str, int] | None = None,
+    excluded: str = "",
 ) -> ShardIndex:
     """Writes an index into `folder`, `_info.json` last; `rows` by shard name, `base` if the shards lie elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,6 +126,7 @@ def write_index(
         "shards": [{"bytes": shard.num_bytes, "digest": shard.digest} for shard in shards],
         "source": source,
         "ignored": dict(ignored or {}),
+        **({"excluded": excluded} if excluded else {}),
     }
     info = {"name": name, "splits": {split: described}, "mirada": ours}
     write_whole(folder / INFO_NAME, json.dumps(info, indent=1))
@@ -162,6 +168,7 @@ def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
         classes=classes,
         shards=shards,
         ignored={str(suffix): int(count) for suffix, count in dict(ours.get("ignored", {})).items()},
+        excluded=str(ours.get("excluded", "")),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
@@ -61,7 +62,7 @@ def exclude(
     }
     base = _base(index)
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, index, sample_ids, why)
+    excluded = _write(out, index, sample_ids, why)
     return write_index(
         out,
         name=index.name,
@@ -74,6 +75,8 @@ def exclude(
         ],
         rows={name: kept for name, kept in rows.items() if len(kept)},
         base=base,
+        ignored=index.ignored,
+        excluded=excluded,
         source=f"{index.folder.resolve()} without {len(sample_ids)} images: {EXCLUDED_NAME}",
     )
 
@@ -97,7 +100,8 @@ def read_excluded(folder: Path) -> dict[str, set[int]]:
 
 def _write(
     out: Path, index: ShardIndex, sample_ids: NDArray[np.int64], why: Sequence[Mapping[str, Any]]
-) -> None:
+) -> str:
+    """Lists what is left out; returns a digest of which samples that is."""
     shards, rows = index.locate(sample_ids)
     samples = [
         {"shard": index.shards[shard].name, "offset": int(index.rows(shard)["offset"][row]), **reason}
@@ -109,8 +113,11 @@ def _write(
         for shard, offsets in read_excluded(index.folder).items()
         for offset in sorted(offsets)
     ]
-    content = {"index": str(index.folder.resolve()), "digest": index.digest, "samples": before + samples}
+    left_out = before + samples
+    content = {"index": str(index.folder.resolve()), "digest": index.digest, "samples": left_out}
     write_whole(out / EXCLUDED_NAME, json.dumps(content, indent=1) + "\n")
+    places = sorted((sample["shard"], sample["offset"]) for sample in left_out)
+    return xxhash.xxh3_128_hexdigest(json.dumps(places).encode())
 
 
 def _base(index: ShardIndex) -> str:
