@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from data_pipeline.bad import BadSample
 from data_pipeline.batch import Batch
+from data_pipeline.recycled import Recycled, SharedRecycled, receive
 
 Shape = tuple[int, int, int, int]
 _ALIGNMENT = 64
@@ -30,6 +32,9 @@ class Packet:
     texts: Tensor | None = None
     """Captions: the end of each, as int64, and then their UTF-8."""
     bad: list[BadSample] = field(default_factory=list)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.block, self.shapes, self.texts, self.bad)
 
     @property
     def sample_ids(self) -> Tensor:
@@ -69,18 +74,31 @@ class Packet:
         return self.block[start : start + self.shapes[0][0] * dtype.itemsize].view(dtype)
 
 
-def new_packet(shapes: Sequence[Shape]) -> Packet:
-    """A packet of zeros: black images."""
-    return Packet(block=_new_block(_starts(shapes)[-1]), shapes=tuple(shapes))
+class Packets:
+    """Makes the packets of one process, in memory that is used again once their batches are gone."""
+
+    def __init__(self) -> None:
+        self._shared, self._own = SharedRecycled(), Recycled()
+
+    def new(self, shapes: Sequence[Shape]) -> Packet:
+        """A packet to fill: what lies in it is that of an earlier one."""
+        size = _starts(shapes)[-1]
+        if get_worker_info() is None:
+            return Packet(block=self._own.take(size), shapes=tuple(shapes))
+        return Packet(block=self._shared.take(size), shapes=tuple(shapes))
 
 
 def write_texts(texts: Sequence[bytes]) -> Tensor:
     """Captions as `Packet.texts` holds them."""
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     written = ends.tobytes() + b"".join(texts)
-    block = _new_block(len(written))
+    block: Tensor = torch.empty(len(written), dtype=torch.uint8).share_memory_()
     block.numpy()[:] = np.frombuffer(written, np.uint8)
     return block
+
+
+def _received(block: Tensor, shapes: tuple[Shape, ...], texts: Tensor | None, bad: list[BadSample]) -> Packet:
+    return Packet(block=receive(block), shapes=shapes, texts=texts, bad=bad)
 
 
 def _read_texts(block: Tensor, count: int) -> tuple[str, ...]:
@@ -100,10 +118,3 @@ def _starts(shapes: Sequence[Shape]) -> list[int]:
     for size in (8 * count, 8 * count, 4 * count, *map(math.prod, shapes)):
         starts.append(starts[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
     return starts
-
-
-def _new_block(size: int) -> Tensor:
-    # Shared from the start, so that it reaches the training process without a copy; zeroed by the kernel.
-    if get_worker_info() is None:
-        return torch.zeros(size, dtype=torch.uint8)
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size)).view(size)

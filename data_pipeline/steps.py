@@ -15,7 +15,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.order.selection import label_is_usable
-from data_pipeline.packet import Packet, Shape, new_packet, write_texts
+from data_pipeline.packet import Packet, Packets, Shape, write_texts
 from data_pipeline.randomness import hash_words
 from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.reader import SampleReader, open_files
@@ -36,6 +36,7 @@ class TrainSteps(Dataset[Packet]):
         self._reader = SampleReader(index, data, files)
         self._views = _views(index, data, self._reader, files, seed)
         self._captions = CaptionReader(index, files) if data.captions else None
+        self._packets = Packets()
         num_streams = -(-order.num_streams * (slots.stop - slots.start) // order.global_batch)
         self._ahead = ReadAhead(
             index, order, slots=slots, cache=files.cache, num_shards=2 * data.shuffle_window * num_streams
@@ -48,7 +49,7 @@ class TrainSteps(Dataset[Packet]):
         self._ahead.follow(flat_step)
         share = self._order.share(flat_step, self._slots)
         sample_ids, passes = share.sample_ids, share.passes
-        packet = new_packet([_shape(len(sample_ids), view.size, self._data) for view in self._views])
+        packet = self._packets.new([_shape(len(sample_ids), view.size, self._data) for view in self._views])
         pending = np.arange(len(sample_ids))
         for attempt in range(1, _MAX_SUBSTITUTES):
             failed = self._read(packet, pending, sample_ids, passes)
@@ -89,15 +90,19 @@ class EvalSteps(Dataset[Packet]):
         files = open_files(index, data)
         self._reader = SampleReader(index, data, files)
         self._captions = CaptionReader(index, files) if data.captions else None
+        self._packets = Packets()
         self._data = data
         self._batches = batches
 
     def __getitem__(self, batch: int) -> Packet:
         sample_ids, weights = self._batches[batch]
         real = np.flatnonzero(sample_ids >= 0)
-        packet = new_packet([_shape(len(sample_ids), self._data.image_size, self._data)])
-        failed = self._reader.read_whole(real, sample_ids[real], packet.pixels(0).numpy())
+        packet = self._packets.new([_shape(len(sample_ids), self._data.image_size, self._data)])
+        pixels = packet.pixels(0).numpy()
+        failed = self._reader.read_whole(real, sample_ids[real], pixels)
         packet.bad.extend(failed.values())
+        pixels[sample_ids < 0] = 0
+        pixels[list(failed)] = 0
         packet.sample_ids.numpy()[:] = sample_ids
         packet.targets.numpy()[:] = NO_LABEL
         packet.targets.numpy()[real] = self._reader.labels(sample_ids[real])

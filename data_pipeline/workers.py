@@ -52,7 +52,7 @@ class Workers(Generic[T]):
                 "num_workers": num_workers,
                 "prefetch_factor": prefetch,
                 "persistent_workers": persistent,
-                "multiprocessing_context": _context(),
+                "multiprocessing_context": worker_context(),
                 "worker_init_fn": _settle_worker,
             }
         self._loader: DataLoader[T | DataError] = DataLoader(**self._options)
@@ -103,6 +103,16 @@ class Workers(Generic[T]):
         return self._start(first, stop)
 
 
+def worker_context() -> Any:
+    """Where workers are started from: a process that imports torch once, from now on, whatever the caller does."""
+    # A fork of a training process with gloo and CUDA threads can deadlock; spawn imports torch once per worker.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_pipeline.loader"])
+    with _shielded():
+        forkserver.ensure_running()  # its imports go on while the caller builds the model
+    return context
+
+
 class _Span:
     """The steps to compute, which change from one start of the workers to the next."""
 
@@ -141,15 +151,6 @@ def _shielded() -> Iterator[None]:
     finally:
         sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def _context() -> Any:
-    # A fork of a training process with gloo and CUDA threads can deadlock; spawn imports torch once per worker.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipeline.loader"])
-    with _shielded():
-        forkserver.ensure_running()  # its imports go on while the caller builds the model
-    return context
 
 
 def _settle_worker(_worker: int) -> None:

