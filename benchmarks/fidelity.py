@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from configs.base import AugmentConfig
+from configs.data import AugmentConfig
 from data_pipeline.index import open_index
 from data_pipeline.pixels.augment import crop_boxes, uniforms
 from data_pipeline.pixels.crop import decode_crop

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.index import SAMPLE, open_index
 from data_pipeline.order.plan import rank_slots
 from data_pipeline.order.run_order import RunOrder

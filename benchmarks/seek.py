@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.machine import machine
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.loader import LoaderState, ShardLoader
 

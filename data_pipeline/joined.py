@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, open_index
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypedDict
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.bad import BadSample, BadSamples
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.base import AugmentConfig, DataConfig
+from configs.data import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
 from data_pipeline.index import ShardIndex
 from data_pipeline.pixels.augment import Variations, draw_variations, uniforms, whole_image

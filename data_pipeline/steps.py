@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from configs.base import AugmentConfig, DataConfig
+from configs.data import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
 from data_pipeline.captions import CaptionReader
 from data_pipeline.errors import DataError

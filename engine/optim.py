@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.base import OptimConfig
+from configs.training import OptimConfig
 from models.layer_order import layer_order
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from configs.base import RunConfig
+from configs.training import RunConfig
 from data_pipeline.whole_file import sync_folder
 from engine.durable import flush_file
 from engine.evaluate import Scores

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from configs.base import ConfigError, RunConfig
+from configs.base import ConfigError
+from configs.training import RunConfig
 from data_pipeline.whole_file import write_whole
 from engine.world import World
 

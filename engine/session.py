@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs.base import ConfigError, RunConfig
+from configs.base import ConfigError
 from configs.load import packaged_root
+from configs.training import RunConfig
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.joined import open_training
 from data_pipeline.loader import EvalLoader, ShardLoader

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from configs.base import ConfigError, Duration, RunConfig
+from configs.base import ConfigError, Duration
+from configs.training import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

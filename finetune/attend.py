@@ -13,7 +13,8 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from configs.base import ConfigError, DataConfig
+from configs.base import ConfigError
+from configs.data import DataConfig
 from configs.exit_code import run_main
 from data_pipeline.batch import normalize
 from data_pipeline.errors import DataError

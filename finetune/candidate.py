@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from configs.base import ConfigError, DataConfig
+from configs.base import ConfigError
+from configs.data import DataConfig
 from models.build import InputSpec, input_spec, label_names, load_release
 
 

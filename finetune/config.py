@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from configs.base import RunConfig, Section
+from configs.base import Section
+from configs.training import RunConfig
 
 
 class LogitsConfig(Section):

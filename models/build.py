@@ -15,7 +15,8 @@ from timm.models import get_arch_name, get_pretrained_cfg
 from torch import nn
 
 import models.residual_vit  # noqa: F401  # registers our own architectures beside timm's
-from configs.base import ConfigError, ModelConfig
+from configs.base import ConfigError
+from configs.training import ModelConfig
 from models.attention import use_attend
 
 WEIGHTS_FILE = "model.safetensors"

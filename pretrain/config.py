@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.base import RunConfig
+from configs.training import RunConfig
 
 
 class PretrainConfig(RunConfig):

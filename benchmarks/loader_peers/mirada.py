@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loader_peers.task import BATCH, MEAN, STD
-from configs.base import AugmentConfig, ColourJitterConfig, DataConfig, RandAugmentConfig
+from configs.data import AugmentConfig, ColourJitterConfig, DataConfig, RandAugmentConfig
 from data_pipeline.batch import normalize
 from data_pipeline.index import open_index
 from data_pipeline.loader import ShardLoader

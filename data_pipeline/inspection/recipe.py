@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.base import DataConfig, Section, TrainConfig
+from configs.base import Section
+from configs.data import DataConfig
 from configs.load import load_config
+from configs.training import TrainConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.inspect import spaced
 from data_pipeline.inspection.sample_names import SampleNames

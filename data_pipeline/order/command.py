@@ -15,7 +15,7 @@ def order(
     window: Annotated[int, typer.Option(min=1, help="As data.shuffle_window.")] = 8,
 ) -> None:
     """Show streams, batches, and which share of the shards each node reads."""
-    from configs.base import DataConfig
+    from configs.data import DataConfig
     from data_pipeline.index import open_index
     from data_pipeline.order.reading import measure_reading
     from data_pipeline.order.run_order import RunOrder

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.base import Weight
+from configs.data import Weight
 from data_pipeline.errors import DataError
 from data_pipeline.order.plan import default_streams, slots_per_stream, stream_range
 from data_pipeline.order.streams import Streams

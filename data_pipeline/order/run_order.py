@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.base import DataConfig, Weight
+from configs.data import DataConfig, Weight
 from data_pipeline.index import ShardIndex
 from data_pipeline.joined import JoinedIndex
 from data_pipeline.order.mixture import Corpus, Mixture

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.randomness import hash_words, to_unit
 from data_pipeline.scan import NO_LABEL

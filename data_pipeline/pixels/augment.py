@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.base import AugmentConfig
+from configs.data import AugmentConfig
 from data_pipeline.pixels import photometric
 from data_pipeline.randomness import hash_words, to_unit
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from configs.base import ColourJitterConfig
+from configs.data import ColourJitterConfig
 
 Change = Callable[[Image.Image, float], Image.Image]
 Step = tuple[str, float]

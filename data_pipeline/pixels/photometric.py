@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from configs.base import AugmentConfig
+from configs.data import AugmentConfig
 from data_pipeline.pixels import colour, randaugment
 from data_pipeline.pixels.colour import Step, draw_jitter
 from data_pipeline.pixels.randaugment import RandAugment, changes

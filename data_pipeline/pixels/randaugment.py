@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from configs.base import MAX_LAYERS, RandAugmentConfig
+from configs.data import MAX_LAYERS, RandAugmentConfig
 from data_pipeline.pixels.colour import COLOUR_CHANGES, Change, Step
 
 Amount = Callable[[float, float], float]

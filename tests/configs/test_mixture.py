@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from configs.base import DataConfig, Weight
+from configs.data import DataConfig, Weight
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.loader import ShardLoader
 from data_pipeline.reindex import index_shards
 from tests.support.fuzz import IMAGES, MEMORY_BYTES, mutate

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from configs.base import AugmentConfig, CorpusConfig, DataConfig, ViewConfig, Weight
+from configs.data import AugmentConfig, CorpusConfig, DataConfig, ViewConfig, Weight
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
@@ -441,7 +441,7 @@ PROGRAM = """
 import sys, time
 if __name__ != "__main__":
     sys.exit("a worker imported the main module")
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.index import open_index
 from data_pipeline.loader import ShardLoader
 data = DataConfig(train="unused", image_size=28, channels=1, mean=(0.5,), std=(0.5,), workers=2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.read_ahead import ReadAhead

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from configs.base import AugmentConfig, DataConfig
+from configs.data import AugmentConfig, DataConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.pixels.augment import draw_variations, uniforms
 from data_pipeline.reader import SampleReader

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.base import AugmentConfig, DataConfig
+from configs.data import AugmentConfig, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
 from data_pipeline.reader import SampleReader

@@ -13,7 +13,7 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
-from configs.base import CorpusConfig, DataConfig, Weight
+from configs.data import CorpusConfig, DataConfig, Weight
 from data_pipeline.batch import Batch
 from data_pipeline.joined import open_training
 from data_pipeline.loader import ShardLoader

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from configs.load import packaged_root
 from data_pipeline.batch import normalize
 from data_pipeline.index import open_index

@@ -7,7 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from configs.base import ConfigError, OptimConfig
+from configs.base import ConfigError
+from configs.training import OptimConfig
 from engine.optim import build_optimizer, parameter_groups, set_learning_rate
 
 

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from configs.base import ModelConfig, RunConfig
+from configs.training import ModelConfig, RunConfig
 from engine.evaluate import Scores
 from engine.release import write_release
 from engine.world import World

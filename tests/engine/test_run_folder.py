@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from configs.base import ConfigError, RunConfig
+from configs.base import ConfigError
+from configs.training import RunConfig
 from engine.run_folder import config_digest, open_run_folder
 from engine.world import World
 from tests.support.run_distributed import ROOT

@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import (
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainConfig,
-)
+from configs.base import ConfigError
+from configs.data import DataConfig
+from configs.training import ModelConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig
 from engine.timetable import Timetable
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from configs.base import ConfigError, ModelConfig
+from configs.base import ConfigError
+from configs.training import ModelConfig
 from models.build import build_from_release, build_model, input_spec, label_names, load_release
 
 TEACHER = ModelConfig(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.base import ModelConfig
+from configs.training import ModelConfig
 from models.attention_maps import AttentionMaps
 from models.build import build_model, load_release, own_module
 from models.release import save_for_timm

@@ -14,7 +14,7 @@ from data_pipeline.order.plan import Plan, rank_slots
 from data_pipeline.shard import Shard
 from engine.timetable import Timetable
 from engine.world import World
-from engine.zero import deepspeed_config
+from engine.zero_config import deepspeed_config
 from models.build import build_model
 from models.complexity import count_flops, count_parameters
 from pretrain.config import PretrainConfig

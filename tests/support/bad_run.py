@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from configs.exit_code import run_main
 from data_pipeline.index import open_index
 from data_pipeline.loader import ShardLoader

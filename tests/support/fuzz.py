@@ -24,7 +24,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from configs.base import AugmentConfig, DataConfig
+from configs.data import AugmentConfig, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
 from data_pipeline.pixels.decode import limit_threads

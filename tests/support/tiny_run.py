@@ -15,15 +15,8 @@ import timm
 import torch
 from torch import nn
 
-from configs.base import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainConfig,
-    ZeroConfig,
-)
+from configs.data import DataConfig
+from configs.training import ModelConfig, OptimConfig, RunConfig, ScheduleConfig, TrainConfig, ZeroConfig
 from data_pipeline.batch import Batch, normalize
 from engine.checkpoint import CheckpointStore
 from engine.evaluate import Evaluator

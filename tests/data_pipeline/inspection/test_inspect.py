@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from configs.base import ConfigError, DataConfig
+from configs.base import ConfigError
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.inspection.inspect import summarize, write_contact_sheet
 from data_pipeline.inspection.recipe import load_recipe, write_augmented_sheet

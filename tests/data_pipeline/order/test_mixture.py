@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.base import Weight
+from configs.data import Weight
 from data_pipeline.errors import DataError
 from data_pipeline.order.mixture import Corpus, Mixture, samples_per_epoch
 from data_pipeline.order.plan import rank_slots

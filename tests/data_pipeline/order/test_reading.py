@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from configs.base import CorpusConfig, DataConfig, Weight
+from configs.data import CorpusConfig, DataConfig, Weight
 from data_pipeline.__main__ import app
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.order.selection import Selection, label_is_usable
 from tests.support.shards import make_shards
 

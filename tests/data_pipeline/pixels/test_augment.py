@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.base import AugmentConfig, ColourJitterConfig, RandAugmentConfig
+from configs.data import AugmentConfig, ColourJitterConfig, RandAugmentConfig
 from data_pipeline.pixels import photometric
 from data_pipeline.pixels.augment import crop_boxes, draw_variations, uniforms
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
-from configs.base import ColourJitterConfig
+from configs.data import ColourJitterConfig
 from data_pipeline.pixels import colour
 from data_pipeline.pixels.colour import COLOUR_CHANGES, draw_jitter, turn_hue
 from tests.support.shards import draw_image

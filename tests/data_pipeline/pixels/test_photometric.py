@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from configs.base import AugmentConfig, ColourJitterConfig, DataConfig, RandAugmentConfig
+from configs.data import AugmentConfig, ColourJitterConfig, DataConfig, RandAugmentConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import ShardLoader
 from data_pipeline.pixels import photometric

@@ -12,7 +12,7 @@ from timm.data import auto_augment
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as torchvision
 
-from configs.base import RandAugmentConfig
+from configs.data import RandAugmentConfig
 from data_pipeline.pixels import randaugment
 from data_pipeline.pixels.colour import Step
 from data_pipeline.pixels.randaugment import RandAugment, changes

@@ -15,7 +15,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.shard import Shard
 from data_pipeline.storage.cache import ShardCache

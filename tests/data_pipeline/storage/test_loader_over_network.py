@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from configs.base import DataConfig
+from configs.data import DataConfig
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, write_index
