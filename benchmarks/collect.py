@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.report import verdict
-from engine.run_record import RunRecord, read_run
+from benchmarks.result_file import write_result_file
+from engine.results.report import verdict
+from engine.results.run_record import RunRecord, read_run
 
 _ABSOLUTE_FOLDER = re.compile(
     r"(?<=[\s=])/\S*/"
@@ -43,17 +44,16 @@ def main(arguments: list[str]) -> int:
     evaluation = json.loads(given.evaluation.read_text())
     runs = [read_run(path) for path in given.runs]
     commands = [] if given.commands is None else json.loads(given.commands.read_text())
-    results = {
-        "columns": COLUMNS,
-        "rows": [_row(row, run) for row, run in zip(evaluation["rows"], runs, strict=True)],
-        "note": " ".join(filter(None, [_note(evaluation, runs, commands), given.note])),
-        "machine": {key: runs[0].start[key] for key in ("processor", "cores", "python")},
-        "versions": runs[0].start["versions"],
-        "commands": [_ABSOLUTE_FOLDER.sub("", run.command) for run in runs],
-        "steps": [{"name": step["name"], "seconds": step["seconds"]} for step in commands],
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(results, indent=1) + "\n")
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=[_row(row, run) for row, run in zip(evaluation["rows"], runs, strict=True)],
+        note=" ".join(filter(None, [_note(evaluation, runs, commands), given.note])),
+        machine={key: runs[0].start[key] for key in ("processor", "cores", "python")},
+        versions=runs[0].start["versions"],
+        commands=[_ABSOLUTE_FOLDER.sub("", run.command) for run in runs],
+        steps=[{"name": step["name"], "seconds": step["seconds"]} for step in commands],
+    )
     return 0
 
 

@@ -7,15 +7,13 @@ python -m benchmarks.decode_accuracy CORPORA [--seeds 3] [--runs FOLDER]     # a
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from benchmarks.machine import machine
-from engine.run_record import RunRecord, read_run
+from benchmarks.result_file import write_result_file
+from engine.results.run_record import RunRecord, read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 _RECIPE = "benchmarks/decode_accuracy.yaml"
@@ -25,7 +23,6 @@ _COLUMNS = {
     "top1": ["top-1, %: mean", ".2f"],
     "spread": ["of the seeds", "s"],
     "ece": ["calibration error", ".3f"],
-    "minutes": ["training, min", ".1f"],
 }
 
 
@@ -68,21 +65,13 @@ def _write(path: Path, runs: dict[str, list[RunRecord]]) -> None:
             "top1": mean(top1[mode]),
             "spread": " ".join(f"{value:.2f}" for value in top1[mode]),
             "ece": mean(_last(run, "val/ece") for run in runs[mode]),
-            "minutes": mean(run.seconds for run in runs[mode]) / 60,
         }
         for mode in _MODES
     ]
     start = runs["fast"][0].start
-    results: dict[str, Any] = {
-        "columns": _COLUMNS,
-        "rows": rows,
-        "note": _note(top1["fast"], top1["exact"], start["num_samples"]),
-        "machine": machine(),
-        "versions": start["versions"],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    print(results["note"])
+    note = _note(top1["fast"], top1["exact"], start["num_samples"])
+    write_result_file(path, columns=_COLUMNS, rows=rows, note=note, versions=start["versions"])
+    print(note)
 
 
 def _note(fast: list[float], exact: list[float], num_images: int) -> str:

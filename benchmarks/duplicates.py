@@ -6,8 +6,6 @@ python -m benchmarks.duplicates --out benchmarks/results/duplicates.json [--roun
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import resource
 import statistics
 import sys
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.result_file import installed_versions, write_result_file
 from data_pipeline.inspection.near_pairs import Hashes, NearPairs, find_near_pairs
 
 COLUMNS = {
@@ -55,9 +53,10 @@ def main(arguments: list[str]) -> int:
             near = find_near_pairs(hashes, others, radius)
             seconds[radius].append(time.perf_counter() - began)
             rows[radius] = _score(near, hashes, others, radius, planted)
-    results = {
-        "columns": COLUMNS,
-        "rows": [
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=[
             {
                 "name": str(radius),
                 "seconds": statistics.median(seconds[radius]),
@@ -66,13 +65,10 @@ def main(arguments: list[str]) -> int:
             }
             for radius in _RADII
         ],
-        "note": f"{given.hashes:,} random 64-bit hashes against {given.others:,}, {planted:,} pairs planted within the "
+        note=f"{given.hashes:,} random 64-bit hashes against {given.others:,}, {planted:,} pairs planted within the "
         f"radius; one process; peak memory {_peak_mb():,.0f} MB; {given.rounds} interleaved rounds.",
-        "machine": machine(),
-        "versions": {"numpy": importlib.metadata.version("numpy")},
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(results, indent=1) + "\n")
+        versions=installed_versions(["numpy"]),
+    )
     return 0
 
 

@@ -8,8 +8,6 @@ A corpus is a folder of indexed shards (benchmarks.photographs makes them) or of
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.machine import machine
+from benchmarks.result_file import installed_versions, write_result_file
 from configs.data import AugmentConfig
 from data_pipeline.index import open_index
 from data_pipeline.pixels.augment import crop_boxes, uniforms
@@ -57,26 +55,17 @@ def main(arguments: list[str]) -> int:
     limit_threads()
     torch.set_num_threads(1)
     rows = [row for corpus in given.corpora for row in _measure(corpus, given)]
-    results = {
-        "columns": COLUMNS,
-        "rows": rows,
-        "note": (
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=rows,
+        note=(
             f"Random resized crops (8 to 100 % of the area) to {given.side} x {given.side}, one per image, of up to "
             f"{given.images} images, against PIL; medians of {given.rounds} interleaved rounds. "
             f"TurboJPEG 3 was {'found' if is_available() else 'NOT found'}."
         ),
-        "machine": machine(),
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("pillow", "opencv-python-headless", "simplejpeg", "torch", "turbojpeg")
-        },
-    }
-    text = json.dumps(results, indent=1) + "\n"
-    if given.out is None:
-        sys.stdout.write(text)
-    else:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(text)
+        versions=installed_versions(["pillow", "opencv-python-headless", "simplejpeg", "torch", "turbojpeg"]),
+    )
     fast = [row for row in rows if row["kind"] == "fast"]
     kept = all(row["mean_psnr"] >= MIN_MEAN_PSNR and row["min_psnr"] >= MIN_PSNR for row in fast)
     return 0 if kept else 1

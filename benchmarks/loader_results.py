@@ -10,7 +10,8 @@ from typing import Any
 
 from benchmarks.loader_peers.peers import OURS, PEERS, PLAIN, WALL
 from benchmarks.loader_peers.task import FORMS
-from benchmarks.machine import machine
+from benchmarks.result_file import write_result_file
+from engine.machine import describe_machine
 
 _COLUMNS = {
     "name": ["loader", "s"],
@@ -53,11 +54,18 @@ def write_results(log: Path, folder: Path) -> None:
     main = [line for line in measured if (line["corpus"], line["augmentation"]) == ("jpeg", "")]
     rows = [row for form in FORMS for name in PEERS if (row := _row(main, name, form))]
     versions = {PEERS[line["loader"]].distribution: line["version"] for line in measured if line["version"]}
-    about = {"machine": machine(), "versions": versions}
-    _write(folder / "loader.json", _COLUMNS, rows, _note(main), about)
+    write_result_file(
+        folder / "loader.json", columns=_COLUMNS, rows=rows, note=_note(main), versions=versions
+    )
     variants = [row for place, title in _VARIANTS.items() if (row := _variant_row(measured, place, title))]
     note = "uint8 batches of 224x224; one run on the machine of the table above."
-    _write(folder / "loader_variants.json", _VARIANT_COLUMNS, variants, note, about)
+    write_result_file(
+        folder / "loader_variants.json",
+        columns=_VARIANT_COLUMNS,
+        rows=variants,
+        note=note,
+        versions=versions,
+    )
     for row in rows:
         if row["reached"] is not None:
             word = "yes" if row["reached"] else "NO "
@@ -113,7 +121,7 @@ def _variant_row(lines: Lines, place: tuple[str, str], title: str) -> dict[str, 
     return {
         "name": title,
         "ours": rate,
-        "per_core": rate / int(machine()["cores"]),
+        "per_core": rate / int(describe_machine()["cores"]),
         "plain": median(line["images_per_s"] for line in plain),
         "ratio": median(ratios(same, {"loader": OURS}, {"loader": PLAIN})),
     }
@@ -128,7 +136,7 @@ def _note(lines: Lines) -> str:
             " The wall is entropy decoding alone, of whole files by libjpeg-turbo's jpeg_read_coefficients in one "
             f"process per core: Mirada reaches {median(share):.2f} [{min(share):.2f}-{max(share):.2f}] of it."
         )
-    described = machine()
+    described = describe_machine()
     return (
         f"6,000 JPEGs of 500x375 cut from photographs, 6 shards, page cache warm; random resized crop to 224 and flip, "
         f"batches of 64; each loader with its best of 1 to 3 workers. Medians over {rounds} interleaved rounds; ratios "
@@ -139,9 +147,3 @@ def _note(lines: Lines) -> str:
 
 def _matching(lines: Iterable[dict[str, Any]], case: Mapping[str, Any]) -> Lines:
     return [line for line in lines if case.items() <= line.items()]
-
-
-def _write(path: Path, columns: dict[str, list[str]], rows: Lines, note: str, about: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results = {"columns": columns, "rows": rows, "note": note, **about}
-    path.write_text(json.dumps(results, indent=1) + "\n")

@@ -10,7 +10,6 @@ denominator of every ratio. All others read the files from the page cache. Round
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -27,7 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.result_file import installed_versions, write_result_file
+from engine.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
 BARE = "bare writer, 1 process, images in memory"
@@ -69,8 +69,7 @@ def main(arguments: list[str]) -> int:
             if measured is not None:
                 seconds[name].append(measured["seconds"])
                 versions |= measured["versions"]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(_results(given.folder, seconds, versions), indent=1) + "\n")
+    _write(given.out, given.folder, seconds, versions)
     return 0
 
 
@@ -113,13 +112,7 @@ def _measure(name: str, folder: Path) -> dict[str, Any]:
     os.sync()  # what the round before left for the disk is not this one's
     with tempfile.TemporaryDirectory(dir=folder, prefix=".out-") as out:
         seconds = PACKERS[name](folder, Path(out) / "shards")
-    installed = {}
-    for library in _LIBRARIES:
-        try:
-            installed[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"seconds": seconds, "versions": installed}
+    return {"seconds": seconds, "versions": installed_versions(_LIBRARIES)}
 
 
 def _write_bare(folder: Path, out: Path) -> float:
@@ -229,7 +222,7 @@ PACKERS: dict[str, Callable[[Path, Path], float]] = {
 }
 
 
-def _results(folder: Path, seconds: dict[str, list[float]], versions: dict[str, str]) -> dict[str, Any]:
+def _write(out: Path, folder: Path, seconds: dict[str, list[float]], versions: dict[str, str]) -> None:
     sizes = [path.stat().st_size for path in _files(folder)]
     bare = seconds[BARE]
     rows = []
@@ -255,13 +248,8 @@ def _results(folder: Path, seconds: dict[str, list[float]], versions: dict[str, 
         f"{len(sizes):,} images of {statistics.mean(sizes) / 1e3:.0f} KB on average, {len(bare)} interleaved rounds; "
         "ratios are medians over rounds. Ours reads, hashes, indexes and syncs; the bare writer writes and syncs."
     )
-    return {
-        "columns": COLUMNS,
-        "rows": rows,
-        "note": note,
-        "machine": {**machine(), "system": platform.platform(), "zlib": zlib.ZLIB_RUNTIME_VERSION},
-        "versions": versions,
-    }
+    machine = {**describe_machine(), "system": platform.platform(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
+    write_result_file(out, columns=COLUMNS, rows=rows, note=note, versions=versions, machine=machine)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ The index is synthetic: every shard is described in `_info.json`; row files exis
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.result_file import installed_versions, write_result_file
 from configs.data import DataConfig
 from data_pipeline.index import SAMPLE, open_index
 from data_pipeline.order.plan import rank_slots
@@ -69,21 +68,16 @@ def main(arguments: list[str]) -> int:
     ]
     for row in rows:
         row |= {key: int(row[key]) for key in ("global_batch", "share", "streams")}
-    results = {
-        "columns": COLUMNS,
-        "rows": rows,
-        "note": (
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=rows,
+        note=(
             f"{given.samples:,} samples in {given.shards:,} shards, {given.ranks:,} ranks; medians of {given.rounds} "
             "rounds of random ranks and positions. Memory is what the process grew by after its imports."
         ),
-        "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy",)},
-    }
-    text = json.dumps(results, indent=1) + "\n"
-    if given.out is None:
-        print(text)
-    else:
-        given.out.write_text(text)
+        versions=installed_versions(["numpy"]),
+    )
     return 0
 
 

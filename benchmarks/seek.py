@@ -6,14 +6,12 @@ python -m benchmarks.seek FOLDER --out benchmarks/results/seek.json [--global-ba
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import sys
 import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.machine import machine
+from benchmarks.result_file import installed_versions, write_result_file
 from configs.data import DataConfig
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.loader import LoaderState, ShardLoader
@@ -50,22 +48,17 @@ def main(arguments: list[str]) -> int:
             workers=workers,
         )
         rows += _rows(index, data, given.global_batch, given.rounds)
-    results = {
-        "columns": COLUMNS,
-        "rows": rows,
-        "note": (
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=rows,
+        note=(
             f"From asking a new loader to its first batch of {given.global_batch} images, the workers' start "
             f"included; medians of {given.rounds} interleaved rounds, a new epoch in each. {index.num_samples:,} "
             f"images in {len(index.shards)} shards, page cache warm."
         ),
-        "machine": machine(),
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy")},
-    }
-    text = json.dumps(results, indent=1) + "\n"
-    if given.out is None:
-        print(text)
-    else:
-        given.out.write_text(text)
+        versions=installed_versions(["torch", "numpy"]),
+    )
     return 0
 
 

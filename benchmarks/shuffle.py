@@ -6,8 +6,6 @@ python -m benchmarks.shuffle --out benchmarks/results/shuffle.json
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import machine
+from benchmarks.result_file import installed_versions, write_result_file
 from data_pipeline.order.plan import Plan
 
 Ints = NDArray[np.int64]
@@ -66,21 +64,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args(arguments)
-    results = {
-        "columns": COLUMNS,
-        "rows": [row for corpus in CORPORA for row in _rows(corpus, given.seeds)],
-        "note": (
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=[row for corpus in CORPORA for row in _rows(corpus, given.seeds)],
+        note=(
             f"Means over an epoch and {given.seeds} seeds. Displacement is |place in the epoch - place in the corpus| "
             "/ N, 1/3 for a permutation. No timing enters, so the machine does not matter."
         ),
-        "machine": machine(),
-        "versions": {"numpy": importlib.metadata.version("numpy")},
-    }
-    text = json.dumps(results, indent=1) + "\n"
-    if given.out is None:
-        print(text)
-    else:
-        given.out.write_text(text)
+        versions=installed_versions(["numpy"]),
+    )
     return 0
 
 

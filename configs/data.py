@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, model_validator
 
-from configs.base import Section
+from configs.base import Duration, Section
 
+_PERCENT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*$")
 _WEIGHT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(%|pass(?:es)?)\s*$")
 
 
@@ -35,6 +36,40 @@ class Weight:
 
 
 WeightField = Annotated[Weight, BeforeValidator(Weight.parse), PlainSerializer(str, return_type=str)]
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of a run: ``40 %`` of it, or ``30 epochs`` (steps, images) after its start."""
+
+    after: Duration | float
+    """A float is a percentage of the run."""
+
+    @classmethod
+    def parse(cls, text: object) -> Moment:
+        """Reads the written form; raises ValueError with an example when it is not one."""
+        if isinstance(text, Moment):
+            return text
+        match = _PERCENT.match(text) if isinstance(text, str) else None
+        if match is not None:
+            return cls(float(match[1]))
+        try:
+            return cls(Duration.parse(text))
+        except ValueError as error:
+            raise ValueError("write a moment of the run as '40 %', '30 epochs' or '10k steps'") from error
+
+    def step(self, duration: Duration, *, steps_per_epoch: int, global_batch: int) -> int:
+        """The step of a run of this duration before which it lies, rounded to the nearest."""
+        scale = {"steps_per_epoch": steps_per_epoch, "global_batch": global_batch}
+        if isinstance(self.after, Duration):
+            return self.after.steps(**scale)
+        return round(self.after / 100 * duration.steps(**scale))
+
+    def __str__(self) -> str:
+        return str(self.after) if isinstance(self.after, Duration) else f"{self.after:g} %"
+
+
+MomentField = Annotated[Moment, BeforeValidator(Moment.parse), PlainSerializer(str, return_type=str)]
 
 
 MAX_LAYERS = 4
@@ -108,7 +143,20 @@ class AugmentConfig(Section):
     erase: float = Field(default=0.0, ge=0.0, le=1.0)
     """Probability of random erasing (Zhong et al. 2017): a box of 2 to 33 % of the area becomes the mean colour."""
     views: tuple[ViewConfig, ...] = ()
-    """Further crops of each image, as ``Batch.views`` in this order."""
+    """Further crops of each image, as ``Batch.views`` in this order; these are not mixed."""
+    mixup: float = Field(default=0.0, ge=0.0, le=1000.0)
+    """Alpha of mixup (Zhang et al. 2018): neighbours in the batch are blended by Beta(alpha, alpha); 0: off."""
+    cutmix: float = Field(default=0.0, ge=0.0, le=1000.0)
+    """Alpha of cutmix (Yun et al. 2019): a box of Beta(alpha, alpha) of the area is the neighbour's; 0: off."""
+    mix_probability: float = Field(default=1.0, gt=0.0, le=1.0)
+    """With which a pair of neighbours is mixed."""
+    mix_switch: float = Field(default=0.5, ge=0.0, le=1.0)
+    """With which a pair is mixed by cutmix, where both are on."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with one another: then a batch is cut into pairs, not images."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 class CorpusConfig(Section):
@@ -118,6 +166,15 @@ class CorpusConfig(Section):
     """Folder of indexed shards with the classes of ``data.train``, or without labels."""
     weight: WeightField
     """``30 %`` of the images, or ``2 passes`` over it in each pass over ``data.train``."""
+
+
+class PhaseConfig(Section):
+    """A first part of the run in which images are smaller than ``data.image_size``, or larger."""
+
+    until: MomentField
+    """Its end: ``40 %`` of the run, ``30 epochs``, ``10k steps``."""
+    image_size: int = Field(ge=8)
+    """Side of the square the model sees until then, in pixels."""
 
 
 class DataConfig(Section):
@@ -130,7 +187,9 @@ class DataConfig(Section):
     val: str | None = None
     """Folder of indexed shards to evaluate on, every sample exactly once."""
     image_size: int = Field(default=224, ge=8)
-    """Side of the square the model sees, in pixels."""
+    """Side of the square the model sees, in pixels; with `progressive`: at last, and in evaluation."""
+    progressive: tuple[PhaseConfig, ...] = ()
+    """Other sizes before, one after the other; ViT and Swin models that timm can resize, and CNNs."""
     channels: Literal[1, 3] = 3
     """1 decodes to grey, 3 to RGB."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -153,11 +212,20 @@ class DataConfig(Section):
     unlabelled: Literal["keep", "drop"] = "keep"
     """``keep`` trains on images without label too (for a teacher to label); ``drop`` leaves them out."""
     label_seed: int = 0
+    repeats: int = Field(default=1, ge=1, le=64)
+    """Copies of each sample, varied differently, side by side in training (Hoffer et al. 2020; DeiT's is 3).
+
+    An epoch has as many images as ever, and so this part of the samples."""
     captions: bool = False
     """Also read each sample's ``.txt``, as ``Batch.captions``."""
     max_bad_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
     """Above this fraction of images that do not decode, the run stops."""
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Every size the model sees, the last of them in evaluation."""
+        return (*(phase.image_size for phase in self.progressive), self.image_size)
 
     @property
     def batch_label_fraction(self) -> float:

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from data_pipeline.mix import Mix
 from data_pipeline.recycled import Recycled
 
 _PART = 1 << 17
@@ -27,20 +28,34 @@ class Batch:
     """int64 [B]; -1 where no label may be used."""
     sample_ids: Tensor
     """int64 [B]; position in the index, stable for ever; -1 for padding."""
+    epochs: Tensor
+    """int64 [B]; how often the sample's corpus was gone through before: with `copies` and the run's seed, what a
+    sample's random numbers are a function of. 0 in evaluation."""
+    copies: Tensor
+    """int64 [B]; which of its copies in this pass (``data.repeats``) each is, from 0."""
     weights: Tensor
     """float32 [B]; 0 for padding and for what could not be decoded in evaluation, else 1."""
     views: tuple[Tensor, ...] = ()
     """Further crops of the same images (``data.augment.views``), each uint8 [B, C, S, S] of a size of its own."""
     captions: tuple[str, ...] | None = None
     """What stands in each sample's ``.txt``, "" where it has none; None unless ``data.captions``."""
+    mix: Mix | None = None
+    """How neighbours are to be mixed (`mix_images`); None where ``data.augment`` mixes nothing, and in evaluation."""
+
+    @property
+    def label_shares(self) -> Tensor | None:
+        """float32 [B]: how much of each image is its own and not its neighbour's; None where nothing is mixed."""
+        return None if self.mix is None else self.mix.shares
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def split(self, size: int) -> list[Batch]:
-        """Micro-batches of at most `size` images, in order."""
+        """Micro-batches of at most `size` images, in order; of mixed batches each holds whole pairs."""
         if size < 1:
             raise ValueError(f"a micro-batch needs at least 1 image, not {size}")
+        if self.mix is not None and size % 2:
+            raise ValueError(f"a micro-batch of {size} images would part neighbours that are to be mixed")
         return [self._part(slice(start, start + size)) for start in range(0, len(self), size)]
 
     def to(self, device: torch.device | str) -> Batch:
@@ -61,8 +76,11 @@ class Batch:
             images=change(self.images),
             targets=change(self.targets),
             sample_ids=change(self.sample_ids),
+            epochs=change(self.epochs),
+            copies=change(self.copies),
             weights=change(self.weights),
             views=tuple(change(view) for view in self.views),
+            mix=None if self.mix is None else self.mix.each(change),
         )
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypedDict
 
+from configs.base import Duration
 from configs.data import DataConfig
 from data_pipeline.bad import BadSample, BadSamples
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
+from data_pipeline.order.image_sizes import ImageSizes
 from data_pipeline.order.plan import eval_batches, rank_slots
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.packet import Packet
@@ -44,9 +46,11 @@ class ShardLoader:
         *,
         global_batch: int,
         seed: int,
+        duration: Duration | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        """`duration` is the run's; only images whose size depends on it (``data.progressive``) need it."""
         slots = rank_slots(global_batch, rank, world_size)
         self._order = RunOrder(index, data, global_batch=global_batch, seed=seed)
         self.num_samples = self._order.num_samples
@@ -57,7 +61,10 @@ class ShardLoader:
         self._bad = BadSamples(
             num_samples=self.num_samples, max_fraction=data.max_bad_fraction, world_size=world_size
         )
-        steps = TrainSteps(index, data, order=self._order, slots=slots, seed=seed)
+        sizes = ImageSizes.of(
+            data, duration, steps_per_epoch=self.batches_per_epoch, global_batch=global_batch
+        )
+        steps = TrainSteps(index, data, order=self._order, sizes=sizes, slots=slots, seed=seed)
         self._workers = Workers(
             steps, num_workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
         )

@@ -15,45 +15,75 @@ from torch.utils.data import get_worker_info
 
 from data_pipeline.bad import BadSample
 from data_pipeline.batch import Batch
+from data_pipeline.mix import Mix
 from data_pipeline.recycled import Recycled, SharedRecycled, receive
 
 Shape = tuple[int, int, int, int]
 _ALIGNMENT = 64
 
+_COLUMNS: tuple[tuple[int, torch.dtype], ...] = (
+    *[(1, torch.int64)] * 4,  # sample ids, targets, epochs, copies
+    *[(1, torch.float32)] * 2,  # weights, shares
+    (4, torch.int64),  # boxes
+)
+"""What lies before the pixels: how many numbers per sample, and of which type."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """Sample ids, targets, weights, and [B, S, S, C] pixels: those of the images, and of each further view."""
+    """Numbers about each sample, and [B, S, S, C] pixels: those of the images, and of each further view."""
 
     block: Tensor
     """NOTE: everything lies in it. Messages stay far below what a pipe takes at once: a worker that is killed while it
     sends a longer one would leave half of it there, for which the training process would wait for ever."""
     shapes: tuple[Shape, ...]
+    mixed: bool = False
+    """Whether `shares` and `boxes` say something."""
     texts: Tensor | None = None
     """Captions: the end of each, as int64, and then their UTF-8."""
     bad: list[BadSample] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.block, self.shapes, self.texts, self.bad)
+        return _received, (self.block, self.shapes, self.mixed, self.texts, self.bad)
 
     @property
     def sample_ids(self) -> Tensor:
         """int64 [B]."""
-        return self._numbers(0, torch.int64)
+        return self._column(0)
 
     @property
     def targets(self) -> Tensor:
         """int64 [B]."""
-        return self._numbers(1, torch.int64)
+        return self._column(1)
+
+    @property
+    def epochs(self) -> Tensor:
+        """int64 [B]."""
+        return self._column(2)
+
+    @property
+    def copies(self) -> Tensor:
+        """int64 [B]."""
+        return self._column(3)
 
     @property
     def weights(self) -> Tensor:
         """float32 [B]."""
-        return self._numbers(2, torch.float32)
+        return self._column(4)
+
+    @property
+    def shares(self) -> Tensor:
+        """float32 [B], of `Mix`."""
+        return self._column(5)
+
+    @property
+    def boxes(self) -> Tensor:
+        """int64 [B, 4], of `Mix`."""
+        return self._column(6).view(-1, 4)
 
     def pixels(self, view: int) -> Tensor:
         """uint8 [B, S, S, C] of the images (0) or of a further view."""
-        start = _starts(self.shapes)[3 + view]
+        start = _starts(self.shapes)[len(_COLUMNS) + view]
         shape = self.shapes[view]
         return self.block[start : start + math.prod(shape)].view(shape)
 
@@ -64,14 +94,17 @@ class Packet:
             images=images,
             targets=self.targets,
             sample_ids=self.sample_ids,
+            epochs=self.epochs,
+            copies=self.copies,
             weights=self.weights,
             views=tuple(views),
             captions=None if self.texts is None else _read_texts(self.texts, self.shapes[0][0]),
+            mix=Mix(shares=self.shares, boxes=self.boxes) if self.mixed else None,
         )
 
-    def _numbers(self, place: int, dtype: torch.dtype) -> Tensor:
-        start = _starts(self.shapes)[place]
-        return self.block[start : start + self.shapes[0][0] * dtype.itemsize].view(dtype)
+    def _column(self, place: int) -> Tensor:
+        (width, dtype), start = _COLUMNS[place], _starts(self.shapes)[place]
+        return self.block[start : start + self.shapes[0][0] * width * dtype.itemsize].view(dtype)
 
 
 class Packets:
@@ -97,8 +130,10 @@ def write_texts(texts: Sequence[bytes]) -> Tensor:
     return block
 
 
-def _received(block: Tensor, shapes: tuple[Shape, ...], texts: Tensor | None, bad: list[BadSample]) -> Packet:
-    return Packet(block=receive(block), shapes=shapes, texts=texts, bad=bad)
+def _received(
+    block: Tensor, shapes: tuple[Shape, ...], mixed: bool, texts: Tensor | None, bad: list[BadSample]
+) -> Packet:
+    return Packet(block=receive(block), shapes=shapes, mixed=mixed, texts=texts, bad=bad)
 
 
 def _read_texts(block: Tensor, count: int) -> tuple[str, ...]:
@@ -115,6 +150,7 @@ def _starts(shapes: Sequence[Shape]) -> list[int]:
     """Where each part of a block starts; then the size of the whole."""
     count = shapes[0][0]
     starts = [0]
-    for size in (8 * count, 8 * count, 4 * count, *map(math.prod, shapes)):
+    columns = (count * width * dtype.itemsize for width, dtype in _COLUMNS)
+    for size in (*columns, *map(math.prod, shapes)):
         starts.append(starts[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
     return starts

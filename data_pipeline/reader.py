@@ -38,20 +38,32 @@ class SampleReader:
 
     def __init__(self, index: ShardIndex, data: DataConfig, files: ShardFiles | None = None) -> None:
         self._index = index
-        self._size = data.image_size
         self._decode_crop = decode_crop_exactly if data.decode == "exact" else decode_crop
         self._mean_colour = np.rint(np.array(data.mean) * 255).clip(0, 255).astype(np.uint8)
         self._files = files or open_files(index, data)
-        self._scratch = np.empty((data.image_size, data.image_size, data.channels), np.uint8)
+        self._scratch = np.empty((0, 0, data.channels), np.uint8)
 
     def read_varied(
-        self, slots: Ints, sample_ids: Ints, images: Pixels, *, augment: AugmentConfig, seed: int, epoch: int
+        self,
+        slots: Ints,
+        sample_ids: Ints,
+        images: Pixels,
+        *,
+        augment: AugmentConfig,
+        seed: int,
+        epoch: int | Ints,
+        copy: int | Ints = 0,
     ) -> dict[int, BadSample]:
-        """Puts each sample, varied by (seed, epoch, sample), into its slot of `images` [B, S, S, C]; slot -> fault."""
+        """Puts each sample, varied by (seed, epoch, sample, copy), into its slot of `images`; slot -> fault.
+
+        `images` are uint8 [B, S, S, C]; `epoch` and `copy` are one number, or one for each of `slots`.
+        """
         encoded, bad = self._fetch(slots, sample_ids)
         heights, widths = _sizes(encoded)
-        u = uniforms(seed, epoch, np.array([sample.sample_id for sample in encoded], np.int64))
-        variations = draw_variations(augment, self._size, heights, widths, u)
+        read = [place for place, slot in enumerate(slots.tolist()) if slot not in bad]
+        epochs, copies = (np.broadcast_to(number, slots.shape)[read] for number in (epoch, copy))
+        u = uniforms(seed, epochs, sample_ids[read], view=copies)
+        variations = draw_variations(augment, images.shape[1], heights, widths, u)
         photometric = Photometric(augment, fill=tuple(self._mean_colour.tolist()))
         return bad | self._render(encoded, variations, images, photometric)
 
@@ -112,6 +124,8 @@ class SampleReader:
     def _draw(self, sample: _Encoded, box: list[int], shift: list[int], out: Pixels) -> None:
         left, top, width, height = box
         moved = shift != [0, 0]
+        if moved and self._scratch.shape != out.shape:
+            self._scratch = np.empty_like(out)
         square = self._scratch if moved else out
         self._decode_crop(sample.data, sample.header, (left, top, width, height), square)
         if moved:

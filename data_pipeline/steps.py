@@ -13,14 +13,15 @@ from data_pipeline.bad import BadSample
 from data_pipeline.captions import CaptionReader
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
-from data_pipeline.order.run_order import RunOrder
+from data_pipeline.mix import draw_mix
+from data_pipeline.order.image_sizes import ImageSizes
+from data_pipeline.order.run_order import RunOrder, Share
 from data_pipeline.order.selection import label_is_usable
 from data_pipeline.packet import Packet, Packets, Shape, write_texts
 from data_pipeline.randomness import hash_words
 from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.reader import SampleReader, open_files
 from data_pipeline.scan import NO_LABEL
-from data_pipeline.storage.files import ShardFiles
 
 Ints = NDArray[np.int64]
 _MAX_SUBSTITUTES = 100
@@ -30,11 +31,21 @@ class TrainSteps(Dataset[Packet]):
     """This rank's share of the batch at each flat step (epoch * batches_per_epoch + step)."""
 
     def __init__(
-        self, index: ShardIndex, data: DataConfig, *, order: RunOrder, slots: slice, seed: int
+        self,
+        index: ShardIndex,
+        data: DataConfig,
+        *,
+        order: RunOrder,
+        sizes: ImageSizes,
+        slots: slice,
+        seed: int,
     ) -> None:
+        _check_pairs(data, slots)
         files = open_files(index, data)
         self._reader = SampleReader(index, data, files)
-        self._views = _views(index, data, self._reader, files, seed)
+        self._views = _views(data, seed)
+        self._sizes = sizes
+        self._seed = seed
         self._captions = CaptionReader(index, files) if data.captions else None
         self._packets = Packets()
         num_streams = -(-order.num_streams * (slots.stop - slots.start) // order.global_batch)
@@ -48,37 +59,56 @@ class TrainSteps(Dataset[Packet]):
     def __getitem__(self, flat_step: int) -> Packet:
         self._ahead.follow(flat_step)
         share = self._order.share(flat_step, self._slots)
-        sample_ids, passes = share.sample_ids, share.passes
-        packet = self._packets.new([_shape(len(sample_ids), view.size, self._data) for view in self._views])
-        pending = np.arange(len(sample_ids))
+        sizes = [self._sizes.at(flat_step), *(view.size for view in self._views[1:])]
+        packet = self._packets.new([_shape(len(share.sample_ids), size, self._data) for size in sizes])
+        pending = np.arange(len(share.sample_ids))
         for attempt in range(1, _MAX_SUBSTITUTES):
-            failed = self._read(packet, pending, sample_ids, passes)
+            failed = self._read(packet, pending, share)
             if not failed:
-                return self._finished(packet, sample_ids)
+                return self._finished(packet, share)
             packet.bad.extend(failed.values())
             pending = np.array(sorted(failed), np.int64)
             others = self._order.substitutes(flat_step, self._slots, attempt)
-            sample_ids[pending], passes[pending] = others.sample_ids[pending], others.passes[pending]
+            share.substitute(pending, others)
         raise DataError(f"{_MAX_SUBSTITUTES} images in a row cannot be used; the last is {packet.bad[-1]}")
 
-    def _read(self, packet: Packet, slots: Ints, sample_ids: Ints, passes: Ints) -> dict[int, BadSample]:
+    def _read(self, packet: Packet, slots: Ints, share: Share) -> dict[int, BadSample]:
         """Fills these slots in every view; a sample that fails in one of them has failed."""
         failed: dict[int, BadSample] = {}
         for number, view in enumerate(self._views):
-            pixels = packet.pixels(number).numpy()
-            for epoch in np.unique(passes[slots]).tolist():  # more than one only where a mixture's pass ends
-                now = slots[passes[slots] == epoch]
-                failed |= view.reader.read_varied(
-                    now, sample_ids[now], pixels, augment=view.augment, seed=view.seed, epoch=epoch
-                )
+            failed |= self._reader.read_varied(
+                slots,
+                share.sample_ids[slots],
+                packet.pixels(number).numpy(),
+                augment=view.augment,
+                seed=view.seed,
+                epoch=share.passes[slots],
+                copy=share.copies[slots],
+            )
         return failed
 
-    def _finished(self, packet: Packet, sample_ids: Ints) -> Packet:
-        usable = label_is_usable(self._data, sample_ids)
-        packet.sample_ids.numpy()[:] = sample_ids
-        packet.targets.numpy()[:] = np.where(usable, self._reader.labels(sample_ids), NO_LABEL)
+    def _finished(self, packet: Packet, share: Share) -> Packet:
+        usable = label_is_usable(self._data, share.sample_ids)
+        packet.sample_ids.numpy()[:] = share.sample_ids
+        packet.targets.numpy()[:] = np.where(usable, self._reader.labels(share.sample_ids), NO_LABEL)
+        packet.epochs.numpy()[:], packet.copies.numpy()[:] = share.passes, share.copies
         packet.weights.numpy()[:] = 1.0
+        if self._data.augment.mixes:
+            packet = self._mixed(packet, share)
         return _with_captions(packet, self._captions)
+
+    def _mixed(self, packet: Packet, share: Share) -> Packet:
+        mix = draw_mix(
+            self._data.augment,
+            size=packet.shapes[0][1],
+            seed=self._seed,
+            epochs=share.passes,
+            sample_ids=share.sample_ids,
+            copies=share.copies,
+        )
+        packet.shares.copy_(mix.shares)
+        packet.boxes.copy_(mix.boxes)
+        return replace(packet, mixed=True)
 
 
 class EvalSteps(Dataset[Packet]):
@@ -106,6 +136,7 @@ class EvalSteps(Dataset[Packet]):
         packet.sample_ids.numpy()[:] = sample_ids
         packet.targets.numpy()[:] = NO_LABEL
         packet.targets.numpy()[real] = self._reader.labels(sample_ids[real])
+        packet.epochs.numpy()[:], packet.copies.numpy()[:] = 0, 0
         packet.weights.numpy()[:] = weights
         packet.weights.numpy()[list(failed)] = 0.0
         return _with_captions(packet, self._captions)
@@ -113,24 +144,28 @@ class EvalSteps(Dataset[Packet]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _View:
-    reader: SampleReader
     size: int
     augment: AugmentConfig
     seed: int
 
 
-def _views(
-    index: ShardIndex, data: DataConfig, reader: SampleReader, files: ShardFiles, seed: int
-) -> list[_View]:
+def _views(data: DataConfig, seed: int) -> list[_View]:
     """The images themselves, and then the further crops, each with random numbers of its own."""
-    views = [_View(reader=reader, size=data.image_size, augment=data.augment, seed=seed)]
+    views = [_View(size=data.image_size, augment=data.augment, seed=seed)]
     for config in data.augment.views:
-        reader = SampleReader(index, data.model_copy(update={"image_size": config.size}), files)
         augment = data.augment.model_copy(update={"crop": "random_resized", "scale": config.scale})
         for _ in range(config.count):
             own = int(hash_words("view", seed, len(views))[0])
-            views.append(_View(reader=reader, size=config.size, augment=augment, seed=own))
+            views.append(_View(size=config.size, augment=augment, seed=own))
     return views
+
+
+def _check_pairs(data: DataConfig, slots: slice) -> None:
+    if data.augment.mixes and (slots.stop - slots.start) % 2:
+        raise DataError(
+            f"data.augment.mixup and cutmix mix images in pairs, and a rank's share of a batch is "
+            f"{slots.stop - slots.start} images; make train.global_batch a multiple of twice the number of ranks"
+        )
 
 
 def _with_captions(packet: Packet, captions: CaptionReader | None) -> Packet:

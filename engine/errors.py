@@ -1,4 +1,4 @@
-"""Mistakes and breakdowns of a run that its user can act on; each is a message without a traceback."""
+"""Mistakes and breakdowns of a run: those its user can act on are messages without a traceback."""
 
 from __future__ import annotations
 
@@ -10,4 +10,8 @@ class CheckpointError(ConfigError):
 
 
 class DivergenceError(ConfigError):
-    """Loss or gradients were not finite for too many steps in a row."""
+    """Loss or gradients were not finite for too many steps in a row, and going back did not help."""
+
+
+class LostRankError(RuntimeError):
+    """Another rank died, failed or hangs; the message names it. What this rank raised because of it is the cause."""

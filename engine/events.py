@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import math
 import os
 import time
@@ -10,13 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+log = logging.getLogger(__name__)
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class EventLog:
-    """Appends events to a file; one writer, rank 0. Without a path it takes events and keeps none."""
+    """Appends events to a file; one writer, rank 0. Without a path it takes events and keeps none.
+
+    A full disk does not stop a run: what does not fit waits in memory, and is written in its order when it does.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._fd: int | None = None
+        self._waiting = b""
         if path is not None:
             cut_torn_line(path)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -26,11 +36,16 @@ class EventLog:
         if self._fd is None:
             return
         event = {"time": round(time.time(), 3), "kind": kind, **fields}
-        os.write(self._fd, (json.dumps(_plain(event), allow_nan=False) + "\n").encode())
+        was_full = bool(self._waiting)
+        self._waiting += (json.dumps(_plain(event), allow_nan=False) + "\n").encode()
+        self._write()
+        if self._waiting and not was_full:
+            log.warning("the disk of %s is full: events wait in memory, until it is not", self._path)
 
     def flush(self) -> None:
         """Returns when all events are on the disk."""
         if self._fd is not None:
+            self._write()
             os.fsync(self._fd)
 
     def close(self) -> None:
@@ -39,6 +54,17 @@ class EventLog:
             self.flush()
             os.close(self._fd)
             self._fd = None
+        if self._waiting:
+            log.error("%d bytes of events are lost: the disk of %s is full", len(self._waiting), self._path)
+
+    def _write(self) -> None:
+        """Writes what there is, as much of it as fits."""
+        try:
+            while self._fd is not None and self._waiting:
+                self._waiting = self._waiting[os.write(self._fd, self._waiting) :]
+        except OSError as error:
+            if error.errno not in _DISK_FULL:
+                raise
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,9 @@ _FREE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.max_nonfinite",
+    "train.max_rollbacks",
+    "train.watchdog_s",
     "data.workers",
     "data.prefetch",
 )
@@ -65,9 +68,17 @@ class RunFolder:
     def bad_samples(self) -> Path:
         return self.path / "bad_samples.jsonl"
 
+    @property
+    def skipped_windows(self) -> Path:
+        return self.path / "skipped_windows.jsonl"
+
     def log(self, rank: int) -> Path:
         """Where a rank's log goes."""
         return self.path / "logs" / f"rank_{rank}.log"
+
+    def stacks(self, rank: int) -> Path:
+        """Where a rank that hangs says what its threads were doing."""
+        return self.path / "logs" / f"rank_{rank}.stacks"
 
 
 def open_run_folder(path: Path, config: RunConfig, world: World, *, fresh: bool = False) -> RunFolder:

@@ -5,117 +5,217 @@ ranks -> data -> [model -> engine -> objective: the program's own] -> run folder
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
-import socket
-import subprocess
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from configs.base import ConfigError
-from configs.load import packaged_root
-from configs.training import RunConfig
-from data_pipeline.index import ShardIndex, open_index
-from data_pipeline.joined import open_training
+from configs.training import ProbeConfig, RunConfig
+from data_pipeline.index import ShardIndex
+from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.loader import EvalLoader, ShardLoader
-from engine.bad_list import BadList
-from engine.checkpoint import CheckpointStore
 from engine.command import Command
-from engine.evaluate import Evaluator
-from engine.events import EventLog, read_events
+from engine.events import EventLog
+from engine.journal import Journal
+from engine.meters import Meter
 from engine.objective import Objective
-from engine.preempt import StopSignal
+from engine.planning.accelerator import peak_flops
 from engine.progress import Progress
-from engine.release import write_release
+from engine.results.evaluate import Evaluator
+from engine.results.labelled_sample import LabelledSample
+from engine.results.probe import FeatureEvaluator
+from engine.results.release import write_release
+from engine.run_event import describe_run
 from engine.run_folder import RunFolder, open_run_folder, start_logging
+from engine.saving.checkpoint import CheckpointStore
+from engine.sharding.zero import Engine
+from engine.sharding.zero_config import BatchShape
+from engine.survival.bad_list import BadList
+from engine.survival.lifeline import Lifeline
+from engine.survival.preempt import StopSignal
+from engine.survival.rollback import Rollback
+from engine.survival.safeguards import Safeguards
+from engine.survival.watchdog import Watchdog
 from engine.timetable import Timetable
-from engine.tracking import start_follower
-from engine.trainer import Outcome, Trainer
+from engine.tracking.command import start_follower
+from engine.tracking.datasets import open_datasets
+from engine.tracking.system_metrics import SystemMetrics, count_samples
+from engine.tracking.tensorboard import check_tensorboard
+from engine.trainer import Outcome, Trainer, seed_ranks
 from engine.world import World, close_world, init_world
-from engine.zero import Engine
-
-_PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "mlflow", "numpy")
+from models.complexity import count_own_flops, train_flops_per_image
+from models.dry_step import Forward, call_model
+from models.pretext import released_part
 
 
 class Session:
     """The ranks and data of one run; from `trainer` on also its folder, which a mistake made before leaves alone."""
 
-    def __init__(self, command: Command, config: RunConfig, world: World, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        command: Command,
+        config: RunConfig,
+        world: World,
+        stop: StopSignal,
+        lifeline: Lifeline,
+        *,
+        needs_labels: bool,
+    ) -> None:
         self.config = config
         self.world = world
         self.stop = stop
-        self.index, val_index = _open_data(config)
+        self._lifeline = lifeline
+        self.index, self._val_index = open_datasets(config, needs_labels=needs_labels)
+        if config.tracking.tensorboard:
+            check_tensorboard()
         self._command = command
         self._loader = ShardLoader(
             self.index,
             config.data,
             global_batch=config.train.global_batch,
             seed=config.train.seed,
+            duration=config.train.duration,
             rank=world.rank,
             world_size=world.size,
         )
         self._timetable = Timetable.of(config, steps_per_epoch=self._loader.batches_per_epoch)
-        self._val_loader = None if val_index is None else self._make_val_loader(val_index)
+        self._val_loader = None if self._val_index is None else self._eval_loader(self._val_index)
         self._folder: RunFolder | None = None
         self._events = EventLog(None)
+        self._run_id = ""
+        self._flops_per_image: float | None = None
+        self._peak_flops: float | None = None
+        self._system_metrics: SystemMetrics | None = None
         self._progress = Progress(command.out.name, quiet=not world.is_main)
 
-    def trainer(self, engine: Engine, objective: Objective) -> Trainer:
-        """Takes the run folder, writes the "run" event, starts its follower, and gives the loop over the data."""
+    def count_flops(
+        self, model: nn.Module, *, forward: Forward = call_model, frozen: nn.Module | None = None
+    ) -> None:
+        """Lets the meter tell "perf/mfu" where the device's peak is known; before the model is sharded."""
+        data = self.config.data
+        self._peak_flops = peak_flops(self.world.device, self.config.train.precision)
+        if self._peak_flops is None or data.progressive:  # NOTE: the number is of one image size
+            return
+        shape = (data.channels, data.image_size, data.image_size)
+        self._flops_per_image = train_flops_per_image(model, shape, forward=forward)
+        if frozen is not None:
+            self._flops_per_image += count_own_flops(frozen)
+
+    def trainer(self, engine: Engine, objective: Objective, *, probe: ProbeConfig | None = None) -> Trainer:
+        """Takes the run folder, writes the "run" event, starts its follower, and gives the loop over the data.
+
+        With `probe` it is features that are evaluated, else logits.
+        """
         self._folder = open_run_folder(self._command.out, self.config, self.world, fresh=self._command.fresh)
         start_logging(self._folder, self.world)
         if self.world.is_main:
-            self._events = EventLog(self._folder.events)
-            self._events.append(
-                "run", **_describe_run(self._command, self.config, self.world, self._folder, self.index)
-            )
-            start_follower(self._folder.path)
+            self._start_record(self._folder)
+        self._progress.note(str(BatchShape.of(self.config, self.world)))
         checkpoints = CheckpointStore(
             self._folder.checkpoints,
             self.world,
             keep=self.config.train.keep_checkpoints,
             run_digest=self._folder.digest,
         )
+        seed_ranks(self.config.train.seed, self.world.rank)
         return Trainer(
             engine=engine,
             objective=objective,
             loader=self._loader,
             timetable=self._timetable,
             checkpoints=checkpoints,
-            events=self._events,
-            progress=self._progress,
-            evaluator=self._evaluator(),
-            bad_lists=self._bad_lists(self._folder),
-            seed=self.config.train.seed,
+            journal=self._journal(self._folder),
+            safeguards=self._safeguards(self._folder),
+            evaluator=self._evaluator(probe),
         )
 
     def close(self, engine: Engine, outcome: Outcome) -> int:
         """Releases a finished run's weights; returns the exit code (0 finished, 75 or 130 saved and stopped)."""
         if outcome.stopped_by is None and self._folder is not None:
-            weights = engine.release_weights()
-            if self.world.is_main:
-                self._release(self._folder, engine, weights, outcome)
+            try:
+                weights = engine.release_weights()
+                if self.world.is_main:
+                    self._release(self._folder, engine, weights, outcome)
+            except BaseException as error:  # the log said that the run is finished
+                self._events.append("failed", error=f"release: {type(error).__name__}: {error}")
+                raise
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
         self._events.close()
         return outcome.exit_code
 
-    def _make_val_loader(self, index: ShardIndex) -> EvalLoader:
+    def _start_record(self, folder: RunFolder) -> None:
+        """The "run" event, what follows the log, and what samples the host."""
+        self._events = EventLog(folder.events)
+        start = describe_run(
+            self._command, self.config, self.world, folder, self.index, val_index=self._val_index
+        )
+        self._run_id = start["run_id"]
+        self._events.append("run", **start)
+        start_follower(folder.path)
+        if self.config.tracking.system_metrics:
+            first = count_samples(folder.events)
+            self._system_metrics = SystemMetrics(self._events, first=first, folder=folder.path)
+
+    def _eval_loader(self, index: ShardIndex) -> EvalLoader:
         share = -(-self.config.train.global_batch // self.world.size)
         return EvalLoader(
             index, self.config.data, batch_size=share, rank=self.world.rank, world_size=self.world.size
         )
 
-    def _evaluator(self) -> Evaluator | None:
+    def _evaluator(self, probe: ProbeConfig | None) -> Evaluator | None:
         if self._val_loader is None:
             return None
-        data = self.config.data
-        return Evaluator(batches=self._val_loader, mean=data.mean, std=data.std, world=self.world)
+        data, batches = self.config.data, self.stop.between(self._val_loader, self.world)
+        if probe is None:
+            return Evaluator(batches=batches, mean=data.mean, std=data.std, world=self.world)
+        sample = LabelledSample(self.index, data, size=probe.max_images)
+        return FeatureEvaluator(
+            batches=batches,
+            mean=data.mean,
+            std=data.std,
+            world=self.world,
+            train_batches=self.stop.between(self._eval_loader(sample), self.world),
+            num_train=sample.num_samples,
+            num_classes=len(sample.classes),
+            probe=probe,
+        )
+
+    def _journal(self, folder: RunFolder) -> Journal:
+        meter = Meter(
+            self.world,
+            global_batch=self.config.train.global_batch,
+            flops_per_image=self._flops_per_image,
+            peak_flops=self._peak_flops,
+            gathers_in_forward=self.config.zero.stage == 3,
+        )
+        return Journal(
+            events=self._events, progress=self._progress, meter=meter, bad_lists=self._bad_lists(folder)
+        )
+
+    def _safeguards(self, folder: RunFolder) -> Safeguards:
+        train, rank = self.config.train, self.world.rank
+        # With fp16 a step may also be skipped because the loss scale is too large, and then halves it.
+        halvings = train.loss_scale_power + 1 if train.precision == "fp16" else 0
+        return Safeguards(
+            watchdog=Watchdog(self._lifeline, timeout_s=train.watchdog_s, stacks=folder.stacks(rank)),
+            rollback=Rollback(
+                folder.skipped_windows,
+                self.world,
+                max_nonfinite=train.max_nonfinite + halvings,
+                max_rollbacks=train.max_rollbacks,
+                name_samples=self._name_samples,
+            ),
+        )
+
+    def _name_samples(self, ids: Tensor) -> list[tuple[str, str]]:
+        """Shard and key of training images, int64 [B] of ids."""
+        names = SampleNames(self.index)
+        try:
+            return [(name.shard, name.key) for name in names.of(ids.numpy())]
+        finally:
+            names.close()
 
     def _bad_lists(self, folder: RunFolder) -> list[BadList]:
         path, limit = folder.bad_samples if self.world.is_main else None, self.config.data.max_bad_fraction
@@ -127,110 +227,33 @@ class Session:
     def _release(
         self, folder: RunFolder, engine: Engine, weights: Mapping[str, Tensor], outcome: Outcome
     ) -> None:
+        model, weights = released_part(engine.module, weights)
         path = write_release(
             folder.release,
-            model=engine.module,
+            model=model,
             weights=weights,
             config=self.config,
-            classes=self.index.classes,
+            classes=self.index.classes if model is engine.module else (),  # an encoder tells none apart
             command=str(self._command),
+            run_id=self._run_id,
             data_digest=self.index.digest,
             step=outcome.step,
             scores=outcome.scores,
         )
-        self._events.append("release", path=str(path))
+        scores = {} if outcome.scores is None else outcome.scores.values()
+        self._events.append("release", path=str(path), step=outcome.step, scores=scores)
         self._progress.note(f"released {path}")
 
 
 @contextmanager
-def open_session(command: Command, config: RunConfig) -> Iterator[Session]:
-    """Joins the other ranks and opens the data; every mistake of the user's ends here or before `Session.trainer`."""
+def open_session(command: Command, config: RunConfig, *, needs_labels: bool = True) -> Iterator[Session]:
+    """Joins the other ranks and opens the data; every mistake of the user's ends here or before `Session.trainer`.
+
+    Without `needs_labels` the data may be without classes: what is learned does not come from labels.
+    """
     with StopSignal() as stop:
         world = init_world()
         torch.manual_seed(config.train.seed)  # the same first weights on every rank
-        yield Session(command, config, world, stop)
-        close_world()
-
-
-def _open_data(config: RunConfig) -> tuple[ShardIndex, ShardIndex | None]:
-    """Training and validation index; classes that do not fit one another or the model are errors."""
-    index = open_training(config.data)
-    known, wanted = len(index.classes), config.model.num_classes
-    if not known:
-        raise ConfigError(
-            f"data.train: {config.data.train!r} has no labels, so there are no classes to learn"
-        )
-    if wanted not in (None, known):
-        raise ConfigError(
-            f"model.num_classes is {wanted}, but the class map of {config.data.train!r} has {known} classes "
-            f"({', '.join(index.classes[:5])}{' ...' if known > 5 else ''}); leave model.num_classes out"
-        )
-    if config.data.val is None:
-        return index, None
-    val_index = open_index(config.data.val)
-    if val_index.classes != index.classes:
-        raise ConfigError(
-            f"data.val: the class map of {config.data.val!r} ({len(val_index.classes)} classes) is not that of "
-            f"{config.data.train!r} ({known} classes); build both with the same classes (--classes)"
-        )
-    return index, val_index
-
-
-def _describe_run(
-    command: Command, config: RunConfig, world: World, folder: RunFolder, index: ShardIndex
-) -> dict[str, Any]:
-    former = next((event for event in read_events(folder.events) if event["kind"] == "run"), None)
-    return {
-        "run_id": uuid.uuid4().hex if former is None else former["run_id"],
-        "name": config.tracking.run_name or folder.path.name,
-        "program": command.program,
-        "command": str(command),
-        "config": dict(_flat(config.model_dump(mode="json"))),
-        "config_digest": folder.digest,
-        "data_digest": index.digest,
-        "num_samples": index.num_samples,
-        "world_size": world.size,
-        "device": str(world.device.type),
-        "host": socket.gethostname(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-        **_code_version(),
-        **{key: os.environ[name] for key, name in _SLURM.items() if name in os.environ},
-    }
-
-
-_SLURM = {"slurm.job_id": "SLURM_JOB_ID", "slurm.restart_count": "SLURM_RESTART_COUNT"}
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield (
-                f"{prefix}{key}",
-                value if isinstance(value, str | int | float | None) else json.dumps(value),
-            )
-
-
-def _processor() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-            return next(named, platform.machine())
-    except OSError:
-        return platform.machine()
-
-
-def _code_version() -> dict[str, Any]:
-    """Commit of the checkout this runs from; empty for an installed package."""
-    try:
-        git = ["git", "-C", str(packaged_root())]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        changes = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout)} if commit.returncode == 0 else {}
+        with Lifeline(world) as lifeline:
+            yield Session(command, config, world, stop, lifeline, needs_labels=needs_labels)
+            close_world()

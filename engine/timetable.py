@@ -19,6 +19,8 @@ class Timetable:
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    decay_steps: int
+    """The last steps, in which the rate goes down: all after the warm-up, none, or those of `schedule.decay`."""
     schedule: str
     peak_lr: float
     min_lr: float
@@ -26,6 +28,7 @@ class Timetable:
     @classmethod
     def of(cls, config: RunConfig, *, steps_per_epoch: int) -> Timetable:
         """The timetable of a config on data of this length."""
+        train, schedule = config.train, config.schedule
 
         def steps(name: str, duration: Duration) -> int:
             count = duration.steps(steps_per_epoch=steps_per_epoch, global_batch=train.global_batch)
@@ -36,36 +39,44 @@ class Timetable:
                 )
             return count
 
-        train = config.train
         total_steps = steps("train.duration", train.duration)
-        warmup_steps = config.schedule.warmup.steps(
-            steps_per_epoch=steps_per_epoch, global_batch=train.global_batch
-        )
+        warmup_steps = schedule.warmup.steps(steps_per_epoch=steps_per_epoch, global_batch=train.global_batch)
         if warmup_steps >= total_steps and warmup_steps > 0:
             raise ConfigError(
-                f"schedule.warmup: '{config.schedule.warmup}' is {warmup_steps} steps, the whole run "
+                f"schedule.warmup: '{schedule.warmup}' is {warmup_steps} steps, the whole run "
                 f"('{train.duration}') is {total_steps}; make the warm-up shorter"
             )
+        decay_steps = 0 if schedule.name == "constant" else total_steps - warmup_steps
+        if schedule.name == "wsd":
+            tenth = max(1, round(total_steps / 10))
+            decay_steps = tenth if schedule.decay is None else steps("schedule.decay", schedule.decay)
+            if warmup_steps + decay_steps > total_steps:
+                raise ConfigError(
+                    f"schedule.decay: {decay_steps} steps after {warmup_steps} of warm-up are more than the whole run "
+                    f"('{train.duration}', {total_steps} steps); make the decay or the warm-up shorter"
+                )
         return cls(
             global_batch=train.global_batch,
             total_steps=total_steps,
             warmup_steps=warmup_steps,
+            decay_steps=decay_steps,
             log_every=train.log_every,
             evaluate_every=steps("train.evaluate_every", train.evaluate_every),
             checkpoint_every=steps("train.checkpoint_every", train.checkpoint_every),
-            schedule=config.schedule.name,
+            schedule=schedule.name,
             peak_lr=config.optim.lr,
-            min_lr=config.schedule.min_lr,
+            min_lr=schedule.min_lr,
         )
 
     def learning_rate(self, step: int) -> float:
-        """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule down to `min_lr`."""
+        """The rate of optimizer step `step` (from 0): linear warm-up, the peak, then the decay down to `min_lr`."""
         if step < self.warmup_steps:
             return self.peak_lr * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
+        decay_start = self.total_steps - self.decay_steps
+        if step <= decay_start:
             return self.peak_lr
-        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        left = 1.0 - done if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        done = (step - decay_start) / self.decay_steps
+        left = 0.5 * (1.0 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0 - done
         return self.min_lr + (self.peak_lr - self.min_lr) * left
 
     def is_due(self, every: int, step: int) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import signal
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -15,22 +12,15 @@ import numpy
 import torch
 
 from data_pipeline.batch import Batch
-from engine.bad_list import BadList
-from engine.checkpoint import Checkpoint, CheckpointStore
-from engine.errors import DivergenceError
-from engine.evaluate import Evaluator, Scores
-from engine.events import EventLog
-from engine.meters import Meter
+from engine.journal import Journal
 from engine.objective import Objective
-from engine.preempt import StopSignal, exit_code
-from engine.progress import Progress
+from engine.results.evaluate import Evaluator, Scores
+from engine.saving.checkpoint import Checkpoint, CheckpointStore
+from engine.sharding.zero import Engine, Health
+from engine.survival.preempt import Stopped, StopSignal, exit_code
+from engine.survival.safeguards import Safeguards
+from engine.survival.watchdog import COMMUNICATING
 from engine.timetable import Timetable
-from engine.zero import Engine
-
-log = logging.getLogger(__name__)
-
-_MOST_SKIPPED = 10
-"""Steps in a row that may fail to be finite before the run gives up."""
 
 
 class Loader(Protocol):
@@ -75,159 +65,172 @@ class Trainer:
         loader: Loader,
         timetable: Timetable,
         checkpoints: CheckpointStore,
-        events: EventLog,
-        progress: Progress,
-        bad_lists: Sequence[BadList] = (),
+        journal: Journal,
+        safeguards: Safeguards,
         evaluator: Evaluator | None = None,
-        seed: int = 0,
     ) -> None:
         self._engine = engine
         self._objective = objective
         self._loader = loader
         self._timetable = timetable
         self._checkpoints = checkpoints
-        self._events = events
-        self._progress = progress
+        self._journal = journal
+        self._meter = journal.meter
+        self._watchdog = safeguards.watchdog
+        self._rollback = safeguards.rollback
         self._evaluator = evaluator
-        self._bad_lists = bad_lists
-        self._seed = seed
-        self._meter = Meter(engine.world, global_batch=timetable.global_batch)
+        self._batches: Iterator[Batch] = iter(())
         self._step = 0
+        self._batch_index = 0  # of the next global batch; ahead of the step by the batches that were left out
+        self._owes_checkpoint = False
         self._evaluated_step = 0
         self._scores: Scores | None = None
 
     def fit(self, stop: StopSignal) -> Outcome:
         """Resumes, trains, evaluates and saves; after an error no collective is issued any more."""
-        with self._failures_on_record():
+        stopped_by: signal.Signals | None = None
+        with (
+            self._journal.failures_on_record(self._steps_done),
+            self._watchdog.guarding(self._record_failure),
+        ):
             self._resume_or_start()
-            timetable, stopped_by = self._timetable, None
-            batches = iter(self._loader)
-            while self._step < timetable.total_steps and stopped_by is None:
-                with self._meter.waiting_for_data():
-                    batch = next(batches)
-                self._train_step(batch)
-                if timetable.is_due(timetable.log_every, self._step):
-                    self._report()
-                stopped_by = stop.agree(self._engine.world)
-                if stopped_by is None and timetable.is_due(timetable.evaluate_every, self._step):
-                    self._evaluate()
-                if stopped_by is not None or timetable.is_due(timetable.checkpoint_every, self._step):
-                    self._save()
-        self._record_end(stopped_by)
+            while self._step < self._timetable.total_steps and stopped_by is None:
+                self._train_step(self._next_batch())
+                stopped_by = self._after_step(stop)
+            self._watchdog.beat(self._step, "saving")
+            self._settle(wait=True)
+        self._journal.ended(self._step, stopped_by)
         return Outcome(step=self._step, stopped_by=stopped_by, scores=self._scores)
+
+    def _next_batch(self) -> Batch:
+        """The next batch that is not left out; it is drawn and passed over, so that the loader's order stays."""
+        self._watchdog.beat(self._step, "waiting for data")
+        with self._meter.waiting_for_data():
+            while self._rollback.leaves_out(self._batch_index):
+                next(self._batches)
+                self._loader.advance()
+                self._batch_index += 1
+            return next(self._batches)
 
     def _train_step(self, batch: Batch) -> None:
         engine = self._engine
         micro_batches = batch.split(engine.micro_batch)
         for index, micro_batch in enumerate(micro_batches):
-            loss = self._objective(engine.model, micro_batch.to(engine.world.device))
+            self._watchdog.beat(self._step, "in forward")
+            with self._meter.computing():
+                loss = self._objective(engine.model, micro_batch.to(engine.world.device))
+            self._watchdog.beat(self._step, COMMUNICATING)
             engine.accumulate(loss.total, last=index == len(micro_batches) - 1)
             self._meter.add(loss)
         engine.step(self._step, learning_rate=self._timetable.learning_rate(self._step))
+        self._rollback.trained_on(batch, self._batch_index)
         self._loader.advance()
         self._step += 1
+        self._batch_index += 1
         self._meter.step_done()
-        self._progress.advance(self._step)
+        self._journal.advance(self._step)
 
-    @contextmanager
-    def _failures_on_record(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            self._events.append("stopped", step=self._step, reason="SIGINT twice, not saved")
-            raise
-        except BaseException as error:
-            self._events.append("failed", error=f"{type(error).__name__}: {error}", step=self._step)
-            raise
-        finally:
-            self._events.flush()
-            self._progress.end()
+    def _after_step(self, stop: StopSignal) -> signal.Signals | None:
+        """What is due at this step boundary: report, rollback, evaluation, checkpoint; and the signal to stop."""
+        timetable, step, world = self._timetable, self._step, self._engine.world
+        reports = timetable.is_due(timetable.log_every, step)
+        saves = self._owes_checkpoint or timetable.is_due(timetable.checkpoint_every, step)
+        num_nonfinite = 0
+        if reports or saves:
+            health = self._engine.health()
+            num_nonfinite = health.skipped_in_a_row
+            if reports:
+                self._report(health)
+            if self._rollback.is_due(num_nonfinite):
+                self._roll_back()
+                return None
+        self._settle(wait=False)
+        stopped_by = stop.agree(world)
+        if stopped_by is None and timetable.is_due(timetable.evaluate_every, step):
+            self._evaluate()
+            stopped_by = stop.agree(world)
+        # What a rollback goes back to must be good: a checkpoint that is due waits for the next finite step.
+        self._owes_checkpoint = saves and num_nonfinite > 0 and step < timetable.total_steps
+        if stopped_by is not None or (saves and not self._owes_checkpoint):
+            self._save()
+        return stopped_by
 
-    def _record_end(self, stopped_by: signal.Signals | None) -> None:
-        if stopped_by is None:
-            self._events.append("finished", step=self._step)
-        else:
-            self._events.append("stopped", step=self._step, reason=stopped_by.name)
-            self._progress.note(
-                f"stopped by {stopped_by.name} after step {self._step}; saved, run it again to resume"
-            )
-        self._events.flush()
-
-    def _report(self) -> None:
-        """One point in the event log. NOTE: the only wait for the device within the steps."""
-        health = self._engine.health()
+    def _report(self, health: Health) -> None:
+        """One point in the event log. NOTE: with `health` the only wait for the device within the steps."""
         values = self._meter.report()
         values["train/lr"] = self._timetable.learning_rate(self._step - 1)
         values["train/grad_norm"] = health.grad_norm
         values["train/skipped_steps"] = float(health.skipped)
         values |= {f"data/passes/{corpus}": passes for corpus, passes in self._loader.passes.items()}
-        images = self._step * self._timetable.global_batch
-        self._events.append("metrics", step=self._step, images=images, values=values)
-        self._progress.report(self._step, values)
-        self._list_bad_samples()
-        if health.skipped_in_a_row >= _MOST_SKIPPED:
-            raise DivergenceError(
-                f"loss or gradients were not finite for {health.skipped_in_a_row} steps in a row, up to step "
-                f"{self._step}; the weights are those of before. Lower optim.lr, lengthen schedule.warmup or set "
-                "optim.clip_grad, and look at the images of these steps"
-            )
+        self._journal.metrics(self._step, values, images=self._step * self._timetable.global_batch)
+        self._journal.list_bad_samples(self._engine.world)
 
     def _evaluate(self) -> None:
+        """Scores, unless a signal comes first: then the evaluation is left to the next start."""
         if self._evaluator is not None:
-            with self._meter.paused(), self._engine.evaluation() as model:
-                self._scores = self._evaluator.scores(model)
-            self._events.append("evaluation", step=self._step, values=self._scores.values())
-            self._progress.note(
-                f"step {self._step}: top-1 {self._scores.top1:.2f} %  top-5 {self._scores.top5:.2f} %  "
-                f"calibration error {self._scores.ece:.4f}  loss {self._scores.loss:.4f}"
-            )
-            self._list_bad_samples()
+            self._watchdog.beat(self._step, "evaluating")
+            try:
+                with self._meter.paused(), self._engine.evaluation() as model:
+                    self._scores = self._evaluator.scores(model)
+            except Stopped:
+                return
+            self._journal.evaluated(self._step, self._scores)
+            self._journal.list_bad_samples(self._engine.world)
         self._evaluated_step = self._step
 
     def _save(self) -> None:
+        self._watchdog.beat(self._step, "saving")
         with self._meter.paused():
             shared = {
                 "loader": dict(self._loader.state_dict()),
+                "batch_index": self._batch_index,
                 "evaluated_step": self._evaluated_step,
                 "scores": None if self._scores is None else asdict(self._scores),
             }
             own = {"meter": self._meter.state_dict()}
-            path = self._checkpoints.save(self._step, self._engine, shared=shared, own=own)
-            self._list_bad_samples()
-        self._events.append("checkpoint", step=self._step, path=str(path))
-        self._events.flush()
+            self._checkpoints.save(self._step, self._engine, shared=shared, own=own)
+            self._journal.list_bad_samples(self._engine.world)
 
-    def _list_bad_samples(self) -> None:
-        """Lists the images that any rank could not use, and says how many; all ranks stop if there are too many."""
-        for bad_list in self._bad_lists:
-            if found := bad_list.agree(self._engine.world):
-                reasons = ", ".join(
-                    f"{count} {why}" for why, count in Counter(s.reason for s in found).items()
-                )
-                self._progress.note(
-                    f"{len(found)} images could not be used ({reasons}), {len(bad_list)} so far; "
-                    f"listed in {bad_list.path}"
-                )
+    def _settle(self, *, wait: bool) -> None:
+        """Says what became of the saves, which are written in the background: of those that ended, or of all."""
+        while (settled := self._checkpoints.settle(wait=wait)) is not None:
+            self._journal.settled(settled)
 
     def _resume_or_start(self) -> None:
-        _seed_everything(self._seed, self._engine.world.rank)
         checkpoint = self._checkpoints.load_newest(self._engine)
         if checkpoint is not None:
-            self._resume(checkpoint)
-        self._progress.begin(self._step, self._timetable.total_steps)
+            self._go_on_from(checkpoint)
+            self._journal.resumed(self._step)
+        self._batches = iter(self._loader)
+        self._journal.begin(self._step, self._timetable.total_steps)
         if checkpoint is not None:
             self._evaluate_if_missed()
 
-    def _resume(self, checkpoint: Checkpoint) -> None:
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, all ranks together; what was not finite since is left out from now on."""
+        self._watchdog.beat(self._step, "rolling back")
+        with self._meter.paused():
+            self._settle(wait=True)
+            window = self._rollback.leave_out_recent(step=self._step)
+            checkpoint = self._checkpoints.load_newest(self._engine)
+        if checkpoint is None:
+            raise self._rollback.nothing_to_go_back_to(window)
+        former_step = self._step
+        self._go_on_from(checkpoint)
+        self._batches = iter(self._loader)
+        self._owes_checkpoint = False
+        self._journal.rolled_back(former_step, self._step, window, self._rollback.path)
+
+    def _go_on_from(self, checkpoint: Checkpoint) -> None:
+        shared = checkpoint.shared
         self._step = checkpoint.step
-        self._loader.load_state_dict(checkpoint.shared["loader"])
-        self._evaluated_step = int(checkpoint.shared["evaluated_step"])
-        scores = checkpoint.shared["scores"]
-        self._scores = None if scores is None else Scores(**scores)
-        if checkpoint.own is not None:
-            self._meter.load_state_dict(checkpoint.own["meter"])
-        self._events.append("resumed", step=self._step)
-        self._progress.note(f"resuming after step {self._step}")
+        self._batch_index = int(shared["batch_index"])
+        self._loader.load_state_dict(shared["loader"])
+        self._evaluated_step = int(shared["evaluated_step"])
+        self._scores = None if shared["scores"] is None else Scores(**shared["scores"])
+        self._meter.load_state_dict(
+            {"sums": {}, "steps": 0} if checkpoint.own is None else checkpoint.own["meter"]
+        )
 
     def _evaluate_if_missed(self) -> None:
         """A stop at a step whose evaluation was due saves first and leaves the evaluation to the next start."""
@@ -235,9 +238,15 @@ class Trainer:
         if due and self._evaluated_step != self._step:
             self._evaluate()
 
+    def _steps_done(self) -> int:
+        return self._step
 
-def _seed_everything(seed: int, rank: int) -> None:
-    """Different draws (stochastic depth, dropout) on each rank, the same on each start."""
+    def _record_failure(self, reason: str) -> None:
+        self._journal.failed(reason, step=self._step)
+
+
+def seed_ranks(seed: int, rank: int) -> None:
+    """Different draws (stochastic depth, dropout) on each rank, the same on each start; just before training."""
     mixed = (seed * 1_000_003 + rank) % 2**32
     random.seed(mixed)
     numpy.random.seed(mixed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import Field, model_validator
 
 from configs.base import Section
@@ -44,6 +46,12 @@ class FinetuneConfig(RunConfig):
     teacher: TeacherConfig | None = None
     task_weight: float = Field(default=1.0, ge=0.0)
     """Weight of the loss on true labels."""
+
+    @property
+    def releases(self) -> Mapping[str, str]:
+        """The teacher, and where the weights start from."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.checkpoint}
+        return teacher if self.checkpoint is None else {**teacher, "start": self.checkpoint}
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> FinetuneConfig:

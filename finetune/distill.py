@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from configs.base import ConfigError
 from data_pipeline.batch import Batch, normalize
+from data_pipeline.mix import mix_images
 from engine.objective import Loss
 from finetune.config import AttentionConfig, TeacherConfig
 from finetune.teacher import Teacher, TeacherOutput
@@ -81,14 +82,16 @@ class DistillObjective:
             self._student_maps = open_maps(student, self._attention.student_stages)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        told = self._ask_teacher(batch.images)
-        logits, maps = self._run_student(model, normalize(batch.images, self._mean, self._std))
+        told = self._ask_teacher(batch)
+        inputs = mix_images(normalize(batch.images, self._mean, self._std), batch.mix)
+        logits, maps = self._run_student(model, inputs)
         parts: dict[str, Tensor] = {}
         weighted: list[Tensor] = []
         if self._task_weight:
             parts["task"] = task_loss(
                 logits,
                 batch.targets,
+                label_shares=batch.label_shares,
                 label_fraction=self._label_fraction,
                 label_smoothing=self._label_smoothing,
             )
@@ -102,9 +105,9 @@ class DistillObjective:
             weighted.append(self._attention.weight * parts["attention"])
         return Loss(total=torch.stack(weighted).sum(), parts=parts)
 
-    def _ask_teacher(self, images: Tensor) -> TeacherOutput | None:
+    def _ask_teacher(self, batch: Batch) -> TeacherOutput | None:
         needed = self._logits is not None or self._attention is not None
-        return self._teacher(images) if self._teacher is not None and needed else None
+        return self._teacher(batch.images, batch.mix) if self._teacher is not None and needed else None
 
     def _run_student(self, model: nn.Module, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self._student_maps is None:

@@ -19,7 +19,7 @@ from torch import nn
 from configs.exit_code import run_main
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.loader import EvalLoader
-from engine.evaluate import Evaluator
+from engine.results.evaluate import Evaluator
 from engine.world import World
 from finetune.candidate import Candidate, load_candidates, parse_device
 from models.complexity import count_flops, count_parameters

@@ -7,7 +7,7 @@ from torch import nn
 from configs.load import load_config
 from engine.command import Command
 from engine.session import Session, open_session
-from engine.zero import build_engine
+from engine.sharding.zero import build_engine
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective, wanted_attention
 from finetune.teacher import Teacher, load_teacher
@@ -20,6 +20,7 @@ def run(command: Command) -> int:
     with open_session(command, config) as session:
         student = _build_student(config, session)
         teacher = _load_teacher(config, session)
+        session.count_flops(student, frozen=None if teacher is None else teacher.network)
         engine = build_engine(student, config, session.world)
         objective = DistillObjective(
             engine.module,
@@ -44,6 +45,7 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
             num_classes=len(session.index.classes),
             in_chans=data.channels,
             image_size=data.image_size,
+            other_sizes=data.image_sizes[:-1],
             mean=data.mean,
             std=data.std,
         )
@@ -52,6 +54,7 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
         num_classes=len(session.index.classes),
         in_chans=data.channels,
         image_size=data.image_size,
+        other_sizes=data.image_sizes[:-1],
         mean=data.mean,
         std=data.std,
     )

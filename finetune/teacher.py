@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from configs.base import ConfigError
 from data_pipeline.batch import normalize
+from data_pipeline.mix import Mix, mix_images
 from models.attention_maps import open_attention
 from models.build import input_spec, label_names, load_release
 
 # ITU-R BT.601, what OpenCV and Pillow use for RGB -> grey.
 _LUMA = (0.299, 0.587, 0.114)
+
+_LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ class Teacher:
         *,
         name: str = "teacher",
         attention_layers: Sequence[int] = (),
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     ) -> None:
         self.name = name
         self.num_classes = int(getattr(model, "num_classes", 0))
@@ -48,15 +51,24 @@ class Teacher:
         self._precision = precision
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> TeacherOutput:
-        """One forward for logits and attention together; `images` are the student's, uint8 [B, C, H, W]."""
-        inputs = self._prepare(images)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+    def __call__(self, images: Tensor, mix: Mix | None = None) -> TeacherOutput:
+        """One forward for logits and attention together; `images` are the student's, uint8 [B, C, H, W], and mixed as
+        they are there.
+        """
+        inputs = self._prepare(images, mix)
+        with torch.autocast(
+            inputs.device.type, _LOWER.get(self._precision), enabled=self._precision in _LOWER
+        ):
             if self._maps is None:
                 return TeacherOutput(logits=self._model(inputs).float(), attention=None)
             with self._maps:
                 logits = self._model(inputs).float()
         return TeacherOutput(logits=logits, attention=torch.stack(self._maps.take()).mean(dim=0))
+
+    @property
+    def network(self) -> nn.Module:
+        """What is called, to count its operations."""
+        return self._model
 
     def to(self, device: torch.device | str) -> Teacher:
         """Moves the network in place, as modules do."""
@@ -79,9 +91,9 @@ class Teacher:
                 f"differ, and distillation would teach the wrong names"
             )
 
-    def _prepare(self, images: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor, mix: Mix | None) -> Tensor:
         spec = self._spec
-        scaled = normalize(_with_channels(images, spec.channels), spec.mean, spec.std)
+        scaled = mix_images(normalize(_with_channels(images, spec.channels), spec.mean, spec.std), mix)
         if scaled.shape[-2:] != (spec.size, spec.size):
             scaled = F.interpolate(scaled, (spec.size, spec.size), mode="bilinear", antialias=True)
         return scaled
@@ -94,7 +106,7 @@ def load_teacher(
     class_names: Sequence[str] = (),
     attention_layers: Sequence[int] = (),
     device: torch.device | str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> Teacher:
     """The teacher behind a release folder, run folder or timm reference, checked against the student's classes."""
     teacher = Teacher(

@@ -40,6 +40,9 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run fold
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Start anew instead of resuming what the run folder holds.")
 ]
+Program = Annotated[
+    str | None, typer.Option("--program", help="pretrain or finetune; default: told by the recipe's path.")
+]
 Ranks = Annotated[
     int | None, typer.Option("--ranks", min=1, metavar="N", help="Local processes. Default: train.ranks.")
 ]
@@ -91,13 +94,10 @@ def data(context: typer.Context) -> None:
 def show_config(
     recipe: Recipe,
     overrides: Overrides = None,
-    program: Annotated[
-        str | None,
-        typer.Option("--program", help="pretrain or finetune; default: told by the recipe's path."),
-    ] = None,
+    program: Program = None,
 ) -> None:
     """Print the effective config of a recipe, with the origin of each value."""
-    loaded = _load(program or _program_of(recipe), recipe, overrides)
+    loaded = _load(_program_of(recipe, program), recipe, overrides)
     typer.echo(loaded.annotated_yaml(), nl=False)
 
 
@@ -115,6 +115,47 @@ def finetune(
 ) -> None:
     """Fine-tune a released checkpoint, or distil it into a student; run again to resume."""
     _train("finetune", recipe, overrides or [], out=out, fresh=fresh, ranks=ranks)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(min=1, metavar="G", help="GPUs of each.")] = 1,
+    gpu: Annotated[str | None, typer.Option(metavar="NAME", help="Kind: h100, a100, l40s, ...")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=1, metavar="X", help="GiB of each; default: that of --gpu.")
+    ] = None,
+    peak_tflops: Annotated[
+        float | None, typer.Option(min=0.1, metavar="X", help="1e12 FLOP/s of each; default: of --gpu.")
+    ] = None,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1.0, help="Share of the peak that is reached.")] = 0.4,
+    hours: Annotated[float | None, typer.Option(min=0.0, metavar="LIMIT", help="Most wall time.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, metavar="M", help="Plan for so many samples, without an index.")
+    ] = None,
+    shards: Annotated[int | None, typer.Option(min=1, metavar="K", help="With --samples.")] = None,
+    classes: Annotated[int, typer.Option(min=1, metavar="C", help="With --samples.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Every number, as JSON.")] = False,
+    program: Program = None,
+) -> None:
+    """Say what a run needs (memory, steps, FLOPs, hours) before it is submitted; 2 if it cannot fit."""
+    options = {
+        "--nodes": nodes,
+        "--gpus-per-node": gpus_per_node,
+        "--gpu": gpu,
+        "--memory-gb": memory_gb,
+        "--peak-tflops": peak_tflops,
+        "--mfu": mfu,
+        "--hours": hours,
+        "--samples": samples,
+        "--shards": shards,
+        "--classes": classes,
+    }
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    given += ["--json"] if as_json else []
+    become_program(f"{_program_of(recipe, program)}.plan", [recipe, *(overrides or []), *given])
 
 
 @app.command(**_PASS_THROUGH)
@@ -138,13 +179,13 @@ def export(context: typer.Context) -> None:
 @app.command(**_PASS_THROUGH)
 def report(context: typer.Context) -> None:
     """Write a self-contained HTML report of run folders."""
-    become_program("engine.report", context.args)
+    become_program("engine.results.report", context.args)
 
 
 @app.command(**_PASS_THROUGH)
 def sync(context: typer.Context) -> None:
     """Send a run folder's events to MLflow."""
-    become_program("engine.tracking", context.args)
+    become_program("engine.tracking.command", context.args)
 
 
 @app.command()
@@ -178,7 +219,6 @@ def _train(
 
 
 def _load(program: str, recipe: str, overrides: list[str] | None) -> Loaded[Any]:
-    from configs.base import ConfigError
     from configs.load import load_config
     from finetune.config import FinetuneConfig
     from pretrain.config import PretrainConfig
@@ -187,15 +227,17 @@ def _load(program: str, recipe: str, overrides: list[str] | None) -> Loaded[Any]
         "pretrain": PretrainConfig,
         "finetune": FinetuneConfig,
     }
-    if program not in schemas:
-        raise ConfigError(f"no program {program!r}; allowed are {' and '.join(map(repr, schemas))}")
     return load_config(schemas[program], recipe, overrides or [])
 
 
-def _program_of(recipe: str) -> str:
-    """``configs/pretrain/x.yaml`` and ``configs/smoke/pretrain_vit.yaml`` are pretrain's."""
+def _program_of(recipe: str, given: str | None) -> str:
+    """What was `given`; else ``configs/pretrain/x.yaml`` and ``configs/smoke/pretrain_vit.yaml`` are pretrain's."""
     from configs.base import ConfigError
 
+    if given is not None:
+        if given not in _PROGRAMS:
+            raise ConfigError(f"no program {given!r}; allowed are {' and '.join(map(repr, _PROGRAMS))}")
+        return given
     for part in reversed(Path(recipe).parts):
         for program in _PROGRAMS:
             if part.startswith(program):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,20 +64,25 @@ def build_model(
     num_classes: int,
     in_chans: int,
     image_size: int,
+    other_sizes: Sequence[int] = (),
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> nn.Module:
-    """A freshly initialised network; mean and std are only written into its ``pretrained_cfg``."""
+    """A freshly initialised network; mean and std are only written into its ``pretrained_cfg``.
+
+    With `other_sizes` it takes images of those sizes too.
+    """
     _check_name(config.name)
     args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     try:
-        model: nn.Module = timm.create_model(config.name, pretrained=False, **args)
+        model = _create(config.name, pretrained=False, any_size=bool(other_sizes), **args)
         _check_forward(model, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     except _BUILD_ERRORS as error:
         raise ConfigError(
             f"model: {config.name!r} cannot be built with args {dict(config.args)!r} for {in_chans} x {image_size} x "
             f"{image_size} images and {num_classes} classes: {_first_line(error)}"
         ) from error
+    _check_other_sizes(model, config.name, num_classes=num_classes, in_chans=in_chans, sizes=other_sizes)
     _describe_input(
         model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
     )
@@ -96,13 +101,14 @@ def build_from_release(
     num_classes: int,
     in_chans: int,
     image_size: int,
+    other_sizes: Sequence[int] = (),
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> nn.Module:
     """The network of `config` starting from released weights.
 
     timm resamples positions, folds input channels and resets a head that does not fit. Without mean and std the
-    checkpoint's own stay in its ``pretrained_cfg``.
+    checkpoint's own stay in its ``pretrained_cfg``. With `other_sizes` it takes images of those sizes too.
     """
     _check_name(config.name)
     resolved = resolve_release(reference)
@@ -113,7 +119,8 @@ def build_from_release(
             f"set model.name to what the checkpoint holds"
         )
     args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
-    model = _create_from(resolved, reference, **args)
+    model = _create_from(resolved, reference, any_size=bool(other_sizes), **args)
+    _check_other_sizes(model, config.name, num_classes=num_classes, in_chans=in_chans, sizes=other_sizes)
     _describe_input(
         model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
     )
@@ -209,6 +216,36 @@ def _check_forward(model: nn.Module, *, num_classes: int, in_chans: int, image_s
         raise ValueError(f"its output has the shape {shape} instead of {(1, num_classes)}")
 
 
+def _create(name: str, *, pretrained: bool, any_size: bool, **args: Any) -> nn.Module:
+    """timm's model; with `any_size` one that is not bound to the size it is built for, where timm has such a one."""
+    if any_size:
+        try:
+            flexible: nn.Module = timm.create_model(
+                name, pretrained=pretrained, **{"dynamic_img_size": True, **args}
+            )
+        except TypeError as error:
+            # Without this argument are CNNs, which fit as they are, and those that cannot be resized.
+            if "dynamic_img_size" not in str(error):
+                raise
+        else:
+            return flexible
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, **args)
+    return model
+
+
+def _check_other_sizes(
+    model: nn.Module, name: str, *, num_classes: int, in_chans: int, sizes: Sequence[int]
+) -> None:
+    for size in sizes:
+        try:
+            _check_forward(model, num_classes=num_classes, in_chans=in_chans, image_size=size)
+        except _BUILD_ERRORS as error:
+            raise ConfigError(
+                f"data.progressive: {name!r} cannot take images of {size} x {size} pixels ({_first_line(error)}); use "
+                "multiples of its patch size with a ViT or Swin, or a CNN, or leave data.progressive out"
+            ) from error
+
+
 def _describe_input(
     model: nn.Module, *, num_classes: int, in_chans: int, image_size: int, **stats: Any
 ) -> None:
@@ -231,9 +268,9 @@ def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     return dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
 
 
-def _create_from(resolved: str, reference: str, **args: Any) -> nn.Module:
+def _create_from(resolved: str, reference: str, *, any_size: bool = False, **args: Any) -> nn.Module:
     try:
-        model: nn.Module = timm.create_model(resolved, pretrained=True, **args)
+        model = _create(resolved, pretrained=True, any_size=any_size, **args)
     except SafetensorError as error:
         raise ConfigError(
             f"{WEIGHTS_FILE} of {reference!r} is damaged ({error}): copy or release it again"

@@ -1,4 +1,4 @@
-"""What a network costs: its parameters and the floating point operations of one forward."""
+"""What a network costs: its parameters, and the floating point operations of a forward and of a training step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from models.build import input_spec
+from models.dry_step import Forward, call_model, dry_step
+
+_BATCH = 2
+"""Batch norm cannot train on a single image."""
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -28,3 +34,24 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     with sdpa_kernel(SDPBackend.MATH), counter:
         shapes(torch.zeros(1, *input_shape, device="meta"))
     return int(counter.get_total_flops())
+
+
+def count_own_flops(model: nn.Module) -> int:
+    """The same for images of the kind and size that the network was trained on."""
+    spec = input_spec(model)
+    return count_flops(model, (spec.channels, spec.size, spec.size))
+
+
+def train_flops_per_image(
+    model: nn.Module, input_shape: tuple[int, ...], *, forward: Forward = call_model, backward: bool = True
+) -> int:
+    """Operations of one image's forward and backward, counted as in `count_flops`: what "perf/mfu" is made of.
+
+    About three times the forward; what is frozen needs no gradient and costs less. What activation checkpointing
+    computes again counts again: turn it off before, as the definition of MFU wants (Chowdhery et al. 2022).
+    """
+    counter = FlopCounterMode(display=False)
+    images = torch.zeros(_BATCH, *input_shape, device="meta")
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        dry_step(model, images, forward=forward, backward=backward)
+    return int(counter.get_total_flops()) // _BATCH

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from configs.load import load_config
+from configs.training import ProbeConfig
 from engine.command import Command
+from engine.objective import Objective
 from engine.session import open_session
-from engine.zero import build_engine
+from engine.sharding.zero import build_engine
 from models.build import build_model
-from pretrain.config import PretrainConfig
+from pretrain.config import MaeConfig, PretrainConfig, SimMimConfig
+from pretrain.dry_forward import dry_forward
+from pretrain.masked import build_mae, build_simmim
 from pretrain.objectives import Supervised
 
 
 def run(command: Command) -> int:
     """Trains one rank's share of the run; returns the exit code (0 finished, 75 or 130 saved and stopped)."""
     config = load_config(PretrainConfig, command.recipe, command.overrides).config
-    with open_session(command, config) as session:
-        data = config.data
-        model = build_model(
-            config.model,
-            num_classes=len(session.index.classes),
-            in_chans=data.channels,
-            image_size=data.image_size,
-            mean=data.mean,
-            std=data.std,
-        )
-        objective = Supervised(
-            mean=data.mean,
-            std=data.std,
-            label_fraction=data.batch_label_fraction,
-            label_smoothing=config.train.label_smoothing,
-        )
+    with open_session(command, config, needs_labels=config.is_supervised) as session:
+        model, objective = build_task(config, num_classes=len(session.index.classes))
+        session.count_flops(model, forward=dry_forward(objective))
         engine = build_engine(model, config, session.world)
-        outcome = session.trainer(engine, objective).fit(session.stop)
+        probe = None if config.is_supervised else config.probe or ProbeConfig()
+        outcome = session.trainer(engine, objective, probe=probe).fit(session.stop)
         return session.close(engine, outcome)
+
+
+def build_task(config: PretrainConfig, *, num_classes: int) -> tuple[nn.Module, Objective]:
+    """The network to train, and what it is trained for."""
+    data, seed = config.data, config.train.seed
+    network = build_model(
+        config.model,
+        num_classes=max(num_classes, 1),  # of what learns from images alone the classifier is taken off again
+        in_chans=data.channels,
+        image_size=data.image_size,
+        other_sizes=data.image_sizes[:-1],
+        mean=data.mean,
+        std=data.std,
+    )
+    match config.objective:
+        case MaeConfig() as mae:
+            return build_mae(network, mae, mean=data.mean, std=data.std, seed=seed)
+        case SimMimConfig() as simmim:
+            return build_simmim(network, simmim, mean=data.mean, std=data.std, seed=seed)
+    supervised = Supervised(
+        mean=data.mean,
+        std=data.std,
+        label_fraction=data.batch_label_fraction,
+        label_smoothing=config.train.label_smoothing,
+    )
+    return network, supervised

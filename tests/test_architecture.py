@@ -19,14 +19,16 @@ MAY_IMPORT = {
     "finetune": ENGINE | {"engine"},
     "launch": {"configs"},
 }
-ONLY_IN = {
+ONLY_IN: dict[str, str | tuple[str, ...]] = {
     **dict.fromkeys(("pydantic", "pydantic_core", "omegaconf"), "configs/"),
     **dict.fromkeys(("webdataset", "cv2", "simplejpeg", "turbojpeg", "PIL", "imagehash"), "data_pipeline/"),
     **dict.fromkeys(("pyarrow", "xxhash", "fsspec"), "data_pipeline/"),
-    "timm": "models/",
+    "timm": ("models/", "engine/sharding/optim.py"),
     "flash_attn": "models/attention.py",
-    "deepspeed": "engine/zero.py",
-    "mlflow": "engine/tracking.py",
+    "deepspeed": "engine/sharding/zero.py",
+    "mlflow": "engine/tracking/mlflow_",
+    "tensorboard": "engine/tracking/tensorboard.py",
+    **dict.fromkeys(("psutil", "pynvml"), "engine/tracking/system_metrics.py"),
     "submitit": "launch/",
 }
 FILES = sorted(

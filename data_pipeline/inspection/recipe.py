@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from configs.base import Section
 from configs.data import DataConfig
@@ -14,7 +16,10 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.inspect import spaced
 from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.inspection.sheet import Sheet, check_name, exact_side, exact_tile, whole_image
+from data_pipeline.mix import draw_mix, mix_pixels
 from data_pipeline.reader import SampleReader
+
+Ints = NDArray[np.int64]
 
 _VARIANTS = 9
 _MAX_ROWS = 40
@@ -39,35 +44,62 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def write_augmented_sheet(index: ShardIndex, recipe: Recipe, file: Path) -> None:
-    """A PNG of rows: an image as it is, and what a training run makes of it in its first nine epochs."""
+    """A PNG of rows: an image as it is, and nine variations a training run makes of it, from its first pass on.
+
+    With mixup or cutmix two rows are neighbours of a batch: which images will be, the order of a run decides. Sizes
+    before the last (``data.progressive``) are not shown.
+    """
     check_name(file)
-    size, channels = recipe.data.image_size, recipe.data.channels
-    side, sample_ids = exact_side(size), _one_per_class(index)
-    names, reader = SampleNames(index), SampleReader(index, recipe.data)
+    data, sample_ids = recipe.data, _one_per_class(index)
+    names, side = SampleNames(index), exact_side(data.image_size)
     sheet = Sheet(columns=1 + _VARIANTS, tile=side, gap=4)
-    variants = np.zeros((_VARIANTS, len(sample_ids), size, size, channels), np.uint8)
-    for epoch, images in enumerate(variants):
-        reader.read_varied(
-            np.arange(len(sample_ids)),
-            sample_ids,
-            images,
-            augment=recipe.data.augment,
-            seed=recipe.seed,
-            epoch=epoch,
-        )
+    variants = _draw_variants(index, recipe, sample_ids)
     described = zip(names.of(sample_ids), names.images(sample_ids), strict=True)
     for place, (name, encoded) in enumerate(described):
         varied = [exact_tile(image, side) for image in variants[:, place]]
         class_name = f"{name.class_name}  " if name.class_name is not None else ""
+        mixed = data.augment.mixes and place ^ 1 < len(sample_ids)
         sheet.add_row(
-            f"{class_name}{name.key}: as it is, then epochs 0 to {_VARIANTS - 1}",
+            f"{class_name}{name.key}: as it is, then {_describe_variants(data)}"
+            + (f", mixed with the row {'above' if place % 2 else 'below'}" if mixed else ""),
             [whole_image(encoded, side), *varied],
         )
     names.close()
     sheet.write(file)
 
 
-def _one_per_class(index: ShardIndex) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _draw_variants(index: ShardIndex, recipe: Recipe, sample_ids: Ints) -> NDArray[np.uint8]:
+    """[variants, samples, S, S, C]: pass after pass, copy after copy; rows 2i and 2i + 1 mixed with one another."""
+    data, reader = recipe.data, SampleReader(index, recipe.data)
+    size, num_mixed = data.image_size, len(sample_ids) // 2 * 2
+    variants = np.zeros((_VARIANTS, len(sample_ids), size, size, data.channels), np.uint8)
+    for number, images in enumerate(variants):
+        epoch, copy = divmod(number, data.repeats)
+        slots = np.arange(len(sample_ids))
+        reader.read_varied(
+            slots, sample_ids, images, augment=data.augment, seed=recipe.seed, epoch=epoch, copy=copy
+        )
+        if data.augment.mixes:
+            mix = draw_mix(
+                data.augment,
+                size=size,
+                seed=recipe.seed,
+                epochs=np.full(num_mixed, epoch),
+                sample_ids=sample_ids[:num_mixed],
+                copies=np.full(num_mixed, copy),
+            )
+            pairs = torch.from_numpy(images[:num_mixed]).permute(0, 3, 1, 2)
+            images[:num_mixed] = mix_pixels(pairs, mix).permute(0, 2, 3, 1).numpy()
+    return variants
+
+
+def _describe_variants(data: DataConfig) -> str:
+    if data.repeats == 1:
+        return f"epochs 0 to {_VARIANTS - 1}"
+    return f"pass 0 to {(_VARIANTS - 1) // data.repeats}, {data.repeats} copies each"
+
+
+def _one_per_class(index: ShardIndex) -> Ints:
     """A sample of each class, more where there are few classes, evenly spaced ones where there are none."""
     labels = index.labels()
     if not index.classes:

@@ -16,6 +16,7 @@ from data_pipeline.inspection.sample_names import SampleName, SampleNames
 from data_pipeline.inspection.sheet import Sheet, check_name, exact_side, exact_tile
 from data_pipeline.joined import open_training
 from data_pipeline.loader import LoaderState, ShardLoader
+from data_pipeline.mix import mix_pixels
 
 _COLUMNS = 8
 _MAX_TILES = 512
@@ -37,15 +38,26 @@ class RunStep:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `json`."""
-        targets = self.batch.targets.tolist()
+        targets, passes = self.batch.targets.tolist(), self.batch.epochs.tolist()
+        copies, shares = self.batch.copies.tolist(), self.batch.label_shares
+        own = [1.0] * len(targets) if shares is None else shares.tolist()
         return {
             "step": self.step,
             "epoch": self.epoch,
             "batch_of_epoch": self.batch_of_epoch,
             "batches_per_epoch": self.batches_per_epoch,
             "samples": [
-                {"slot": slot, **asdict(name), "target": target}
-                for slot, (name, target) in enumerate(zip(self.names, targets, strict=True))
+                {
+                    "slot": slot,
+                    **asdict(name),
+                    "target": target,
+                    "pass": number,
+                    "copy": copy,
+                    "label_share": share,
+                }
+                for slot, (name, target, number, copy, share) in enumerate(
+                    zip(self.names, targets, passes, copies, own, strict=True)
+                )
             ],
             "replaced": [asdict(sample) for sample in self.replaced],
         }
@@ -60,8 +72,9 @@ def read_run_step(run: Path, step: int) -> RunStep:
         raise DataError(f"{str(run / 'config.yaml')!r} has no section 'train'; it is not the config of a run")
     data = recipe.data.model_copy(update={"workers": 0, "max_bad_fraction": 1.0})
     global_batch = recipe.train.global_batch
-    loader = ShardLoader(index, data, global_batch=global_batch, seed=recipe.seed)
-    total = recipe.train.duration.steps(steps_per_epoch=loader.batches_per_epoch, global_batch=global_batch)
+    duration = recipe.train.duration
+    loader = ShardLoader(index, data, global_batch=global_batch, seed=recipe.seed, duration=duration)
+    total = duration.steps(steps_per_epoch=loader.batches_per_epoch, global_batch=global_batch)
     if not 1 <= step <= total:
         raise DataError(
             f"step {step} is not one of the run {str(run)!r}; steps count from 1 to {total:,}, as its log does"
@@ -84,9 +97,10 @@ def read_run_step(run: Path, step: int) -> RunStep:
 
 
 def write_step_sheet(drawn: RunStep, file: Path) -> None:
-    """A PNG with the pixels the model was given, eight to a row (512 at most), and their keys."""
+    """A PNG with the pixels the model was given, mixed ones included, eight to a row (512 at most), and their keys."""
     check_name(file)
-    images = drawn.batch.images[:_MAX_TILES].permute(0, 2, 3, 1).numpy()
+    shown = drawn.batch.split(_MAX_TILES)[0]
+    images = mix_pixels(shown.images, shown.mix).permute(0, 2, 3, 1).numpy()
     side = exact_side(images.shape[1])
     sheet = Sheet(columns=_COLUMNS, tile=side, gap=4)
     for start in range(0, len(images), _COLUMNS):

@@ -82,7 +82,7 @@ def check_shard(check: ShardCheck, on_sample: Callable[[], None]) -> ShardReport
     """Reads a whole shard; faults are reported, never raised."""
     name, faults, walked = check.shard.name, list[Fault](), _Walked(keys=[], rows=[], faults=[])
     try:
-        path = local_shard(check.shard.url, check.shard if is_remote(check.shard.url) else None)
+        path = _fetched(check.shard)
         faults += _file_faults(check.shard)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
@@ -109,7 +109,7 @@ def list_keys(check: ShardCheck) -> list[str]:
     """Keys in the order in which `check_shard` hashes them, as far as the tar can be read."""
     keys: list[str] = []
     with (
-        open(local_shard(check.shard.url), "rb") as file,
+        open(_fetched(check.shard), "rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         suppress(DataError),
     ):
@@ -117,6 +117,11 @@ def list_keys(check: ShardCheck) -> list[str]:
             if not isinstance(sample, Stray) and sample.row(content)[0] not in check.excluded:
                 keys.append(sample.key)
     return keys
+
+
+def _fetched(shard: Shard) -> Path:
+    """Where its bytes lie: a remote one's must be what its index says when they come, a local one's are looked at."""
+    return local_shard(shard.url, shard if is_remote(shard.url) else None)
 
 
 def _file_faults(shard: Shard) -> Iterator[Fault]:

@@ -1,6 +1,6 @@
 """RunOrder: the samples of every batch of a run, by the names they have in its index.
 
-data section -> Selection -> Plan, or Mixture where there are several corpora -> batch t -> sample ids
+data section -> Selection -> Plan, or Mixture where there are several corpora -> Repeats -> batch t -> sample ids
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.joined import JoinedIndex
 from data_pipeline.order.mixture import Corpus, Mixture
 from data_pipeline.order.plan import Plan
+from data_pipeline.order.repeats import Repeats
 from data_pipeline.order.selection import Selection
 
 Ints = NDArray[np.int64]
@@ -27,6 +28,17 @@ class Share:
     sample_ids: Ints
     passes: Ints
     """For each sample, how often its corpus was gone through before; it is varied by this number."""
+    copies: Ints
+    """For each sample, which of its copies in this pass it is, from 0; and by this one."""
+
+    def substitute(self, slots: Ints, others: Share) -> None:
+        """Puts into these slots what `others` have there."""
+        for mine, theirs in (
+            (self.sample_ids, others.sample_ids),
+            (self.passes, others.passes),
+            (self.copies, others.copies),
+        ):
+            mine[slots] = theirs[slots]
 
 
 class RunOrder:
@@ -34,18 +46,36 @@ class RunOrder:
 
     def __init__(self, index: ShardIndex, data: DataConfig, *, global_batch: int, seed: int) -> None:
         self._selection = Selection(index, data)
-        self._plan = _make_plan(index, data, self._selection.lengths, global_batch, seed)
-        self.num_samples = self._plan.num_samples
+        plan = _make_plan(index, data, self._selection.lengths, global_batch, seed, data.streams)
+        self.num_samples = plan.num_samples
         """Samples there are to train on (those kept by label_fraction and unlabelled)."""
         self.global_batch = global_batch
-        self.num_streams = self._plan.num_streams
-        self.batches_per_epoch = self._plan.batches_per_epoch
+        self.num_streams = plan.num_streams
+        self.batches_per_epoch = plan.batches_per_epoch
+        self._repeats = Repeats(
+            repeats=data.repeats,
+            num_streams=plan.num_streams,
+            slots_per_stream=global_batch // plan.num_streams,
+        )
+        if data.repeats > 1:
+            smaller = self._repeats.plan_batch
+            plan = _make_plan(index, data, self._selection.lengths, smaller, seed, plan.num_streams)
+        self._plan = plan
         self._names = [member.name for member in _members(index)]
 
     def share(self, flat_step: int, slots: slice | None = None) -> Share:
         """A batch, or with `slots` that part of it."""
-        positions, passes = self._plan.share(*divmod(flat_step, self.batches_per_epoch), slots)
-        return Share(sample_ids=self._selection.ids(positions), passes=passes)
+        first, stop, _ = (slots or slice(None)).indices(self.global_batch)
+        sources = self._repeats.find(flat_step, slice(first, stop))
+        positions, passes = np.empty(stop - first, np.int64), np.empty(stop - first, np.int64)
+        for step in np.unique(sources.steps).tolist():  # one, unless there are repeats
+            here = sources.steps == step
+            places = sources.slots[here]
+            lowest = int(places.min())
+            epoch, batch = divmod(step, self._plan.batches_per_epoch)
+            found = self._plan.share(epoch, batch, slice(lowest, int(places.max()) + 1))
+            positions[here], passes[here] = (part[places - lowest] for part in found)
+        return Share(sample_ids=self._selection.ids(positions), passes=passes, copies=sources.copies)
 
     def substitutes(self, flat_step: int, slots: slice, attempt: int) -> Share:
         """What replaces images of a batch that cannot be used: the same slots of a batch that follows.
@@ -57,28 +87,29 @@ class RunOrder:
 
     def shards(self, epoch: int, slots: slice) -> Ints:
         """The shards, in one pass over each corpus, that these slots of all batches are read from."""
-        return self._plan.shards(epoch, slots)
+        return self._plan.shards(epoch, self._repeats.plan_slots(slots))
 
     def passes_done(self, flat_step: int) -> dict[str, float]:
         """How often each corpus was gone through after so many batches, by name."""
-        return dict(zip(self._names, self._plan.passes_done(flat_step), strict=True))
+        passes = self._plan.passes_done(self._repeats.steps_done(flat_step))
+        return dict(zip(self._names, passes, strict=True))
 
 
 def _make_plan(
-    index: ShardIndex, data: DataConfig, lengths: Ints, global_batch: int, seed: int
+    index: ShardIndex, data: DataConfig, lengths: Ints, global_batch: int, seed: int, num_streams: int | None
 ) -> Plan | Mixture:
     shared = {"global_batch": global_batch, "seed": seed, "window": data.shuffle_window}
     if len(_members(index)) != 1 + len(data.mixture):
         raise ValueError("data.mixture is not what this index holds; open it with open_training(data)")
     if not isinstance(index, JoinedIndex):
-        return Plan(lengths, **shared, num_streams=data.streams)
+        return Plan(lengths, **shared, num_streams=num_streams)
     weights = [Weight(1, "passes"), *(corpus.weight for corpus in data.mixture)]
     parts = np.split(lengths, index.first_shards[1:-1])
     corpora = [
         Corpus(name=member.name, lengths=part, weight=weight)
         for member, part, weight in zip(index.members, parts, weights, strict=True)
     ]
-    return Mixture(corpora, **shared, num_streams=data.streams)
+    return Mixture(corpora, **shared, num_streams=num_streams)
 
 
 def _members(index: ShardIndex) -> tuple[ShardIndex, ...]:

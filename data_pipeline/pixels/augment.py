@@ -41,13 +41,17 @@ class Variations:
     """[n, 4] left, top, width, height of a part of the output that becomes the mean colour; empty: none."""
 
 
-def uniforms(seed: int, epoch: int, sample_ids: Ints, draws: int = NUM_DRAWS, view: int | Ints = 0) -> Floats:
+def uniforms(
+    seed: int, epoch: int | Ints, sample_ids: Ints, draws: int = NUM_DRAWS, view: int | Ints = 0
+) -> Floats:
     """[n, draws] numbers in [0, 1), a function of (seed, epoch, sample, view, column) and of nothing else.
 
-    `view` tells apart several variations of a sample within an epoch: one number, or one for each sample.
+    `view` tells apart several variations of a sample within an epoch. It and `epoch` are one number, or one for each
+    sample.
     """
     columns = np.arange(draws)[None, :] + (np.reshape(view, (-1, 1)).astype(np.int64) << 32)
-    return to_unit(hash_words("augment", seed, epoch, sample_ids[:, None], columns))
+    epochs = np.reshape(epoch, (-1, 1)).astype(np.int64)
+    return to_unit(hash_words("augment", seed, epochs, sample_ids[:, None], columns))
 
 
 def whole_image(heights: Ints, widths: Ints) -> Variations:

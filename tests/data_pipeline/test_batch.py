@@ -12,6 +12,8 @@ def make_batch(size: int) -> Batch:
         images=torch.arange(size, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4),
         targets=ids % 10,
         sample_ids=ids,
+        epochs=torch.full_like(ids, 3),
+        copies=torch.zeros_like(ids),
         weights=torch.ones(size),
     )
 

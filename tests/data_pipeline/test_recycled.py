@@ -67,3 +67,16 @@ def test_a_shared_block_is_used_again_once_its_receiver_has_let_it_go() -> None:
     assert here.recv() == [0, 1, 1, 1]
     process.join()
     assert multiprocessing.active_children() == []
+
+
+def test_a_shared_block_of_another_size_leaves_one_that_is_still_held_as_it_is() -> None:
+    recycled = SharedRecycled()
+    small = receive(recycled.take(64).fill_(1))
+    large = receive(recycled.take(256).fill_(2))
+    assert small.unique().tolist() == [1]
+    assert large.unique().tolist() == [2]
+    place = large.data_ptr()
+    del small, large
+    gc.collect()
+    assert recycled.take(256).data_ptr() == place  # and those of the size before are gone
+    assert [len(block) for block in recycled._blocks] == [64 + 256]

@@ -13,29 +13,45 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
-from configs.data import CorpusConfig, DataConfig, Weight
+from configs.base import Duration
+from configs.data import AugmentConfig, CorpusConfig, DataConfig, Moment, PhaseConfig, Weight
 from data_pipeline.batch import Batch
 from data_pipeline.joined import open_training
 from data_pipeline.loader import ShardLoader
+from data_pipeline.mix import mix_images
 
 GLOBAL_BATCH = 16
 SAVE_EVERY = 5
 
 
 def make_loader(folder: Path, *, workers: int, rank: int = 0, world_size: int = 1) -> ShardLoader:
-    """Training batches of two corpora, with random crops."""
+    """Training batches of two corpora: random crops, two copies of each image, mixed, and larger after 30 steps."""
     mixture = (CorpusConfig(train=str(folder / "second"), weight=Weight(30, "%")),)
     data = DataConfig(
-        train=str(folder / "first"), mixture=mixture, image_size=16, workers=workers, prefetch=2
+        train=str(folder / "first"),
+        mixture=mixture,
+        image_size=16,
+        progressive=(PhaseConfig(until=Moment.parse("50 %"), image_size=12),),
+        repeats=2,
+        augment=AugmentConfig(mixup=0.8, cutmix=1.0),
+        workers=workers,
+        prefetch=2,
     )
     return ShardLoader(
-        open_training(data), data, global_batch=GLOBAL_BATCH, seed=11, rank=rank, world_size=world_size
+        open_training(data),
+        data,
+        global_batch=GLOBAL_BATCH,
+        seed=11,
+        duration=Duration(60, "steps"),
+        rank=rank,
+        world_size=world_size,
     )
 
 
 def describe(batch: Batch) -> list[list[int]]:
-    """Sample id and checksum of the pixels of each image."""
-    pixels = [zlib.crc32(image.contiguous().numpy().tobytes()) for image in batch.images]
+    """Sample id of each image and checksum of its mixed pixels."""
+    mixed = mix_images(batch.images.float(), batch.mix)
+    pixels = [zlib.crc32(image.contiguous().numpy().tobytes()) for image in mixed]
     return [list(pair) for pair in zip(batch.sample_ids.tolist(), pixels, strict=True)]
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from configs.data import DataConfig
 from configs.load import packaged_root
@@ -20,6 +22,7 @@ from data_pipeline.batch import normalize
 from data_pipeline.index import open_index
 from data_pipeline.loader import EvalLoader
 from engine.events import read_events
+from tests.support.tracked_run import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +101,29 @@ def test_loss_goes_down(chain: Path, name: str) -> None:
 def test_student_logs_each_loss_by_name(chain: Path) -> None:
     values = events(chain / "student", "metrics")[-1]["values"]
     assert {"train/task", "train/logits", "train/attention"} <= values.keys()
+
+
+def test_mlflow_shows_the_student_below_its_teacher_with_data_points_and_release(chain: Path) -> None:
+    client = MlflowClient(f"sqlite:///{chain}/mlflow.db")
+    (experiment,) = [found for found in client.search_experiments() if found.name != "Default"]
+
+    def find_runs() -> dict[str, Run]:
+        runs = client.search_runs([experiment.experiment_id])
+        return {run.info.run_name: run for run in runs if run.info.status == "FINISHED"}
+
+    def released(run: Run) -> set[str]:
+        return {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "release")}
+
+    wait_for(lambda: find_runs().keys() == {"teacher", "student"}, "the end of both runs")
+    teacher, student = find_runs()["teacher"], find_runs()["student"]
+    assert student.data.tags["mlflow.parentRunId"] == teacher.info.run_id
+    assert student.data.tags["mirada.teacher"] == f"{chain}/teacher/release"
+    for run in (teacher, student):
+        names = {"train/loss", "val/top1", "perf/images_per_s", "perf/data_wait_fraction"}
+        assert names <= run.data.metrics.keys()
+        contexts = [given.tags[0].value for given in run.inputs.dataset_inputs]
+        assert sorted(contexts) == ["training", "validation"]
+        wait_for(lambda run=run: "model.safetensors" in released(run), "the release")
 
 
 def test_all_test_images_are_evaluated_once_and_beat_chance(chain: Path) -> None:

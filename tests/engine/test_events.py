@@ -46,6 +46,24 @@ def test_the_line_a_kill_left_half_written_is_taken_back_and_the_log_goes_on(
     assert [event["kind"] for event in read_events(path)] == ["run", "resumed"]
 
 
+def test_on_a_full_disk_events_wait_and_are_written_in_order_when_there_is_room(
+    small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, filler = small_disk / "events.jsonl", small_disk / "filler"
+    log = EventLog(path)
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(1 << 21))
+    for step in range(300):
+        log.append("metrics", step=step, note="x" * 100)
+    log.flush()
+    assert caplog.text.count(f"the disk of {path} is full") == 1
+    assert len(list(read_events(path))) < 300
+    filler.unlink()
+    log.append("finished", step=300)
+    assert [event["step"] for event in read_events(path)] == list(range(301))
+    log.close()
+
+
 def test_a_log_without_a_path_keeps_nothing() -> None:
     log = EventLog(None)
     log.append("run")

@@ -54,3 +54,18 @@ def test_waiting_for_data_counts_and_a_pause_counts_for_nothing(world: World) ->
             busy @ busy
     values = meter.report()
     assert 0.0 < values["perf/data_wait_fraction"] <= 1.0
+
+
+def test_utilization_is_what_was_computed_of_what_the_devices_can(world: World) -> None:
+    meter = Meter(world, global_batch=10, flops_per_image=3e9, peak_flops=1e12)
+    meter.add(loss(1.0, 1.0))
+    meter.step_done()
+    values = meter.report()
+    assert values["perf/mfu"] == pytest.approx(values["perf/images_per_s"] * 3e9 / 1e12)
+    assert values["perf/step_s"] == pytest.approx(10 / values["perf/images_per_s"])
+    assert "perf/mfu" not in _reported_by(Meter(world, global_batch=10, flops_per_image=3e9))
+
+
+def _reported_by(meter: Meter) -> dict[str, float]:
+    meter.add(loss(1.0, 1.0))
+    return meter.report()

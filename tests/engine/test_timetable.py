@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from configs.base import ConfigError
 from configs.data import DataConfig
@@ -51,9 +52,30 @@ def test_linear_goes_straight_down_and_constant_stays() -> None:
     assert constant.learning_rate(99) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("decay", "decay_steps"), [({}, 10), ({"decay": "2 epochs"}, 20), ({"decay": "640 images"}, 20)]
+)
+def test_wsd_warms_up_stays_and_goes_straight_down_at_the_end(decay: Any, decay_steps: int) -> None:
+    table = timetable({"name": "wsd", "warmup": "5 steps", "min_lr": 0.1, **decay})
+    start = 100 - decay_steps
+    assert [table.learning_rate(step) for step in (4, 5, start - 1, start)] == [1.0] * 4
+    for step in range(start, 100):
+        assert table.learning_rate(step) == pytest.approx(1.0 - 0.9 * (step - start) / decay_steps)
+
+
+def test_a_decay_that_does_not_fit_behind_the_warmup_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"schedule.decay: 60 steps after 50 of warm-up .* 100 steps"):
+        timetable({"name": "wsd", "warmup": "5 epochs", "decay": "6 epochs"})
+
+
+def test_a_decay_without_wsd_is_an_error() -> None:
+    with pytest.raises(ValidationError, match=r"decay is of schedule.name: wsd; cosine has none"):
+        ScheduleConfig.model_validate({"decay": "1 epoch"})
+
+
 @given(
-    name=st.sampled_from(["cosine", "linear", "constant"]),
-    warmup=st.integers(0, 99),
+    name=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
+    warmup=st.integers(0, 90),
     min_lr=st.floats(0, 1),
     step=st.integers(0, 99),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.base import ConfigError
+from configs.data import AugmentConfig
 from data_pipeline.batch import Batch
+from data_pipeline.mix import draw_mix, mix_images
 from engine.objective import Loss, Objective
 from finetune.config import AttentionConfig, LogitsConfig, TeacherConfig
 from finetune.distill import DistillObjective, attention_transfer, kl_logits
@@ -51,6 +55,8 @@ def make_batch(size: int = 8, seed: int = 0) -> Batch:
         images=torch.randint(0, 256, (size, 1, 28, 28), dtype=torch.uint8, generator=g),
         targets=torch.randint(-1, 4, (size,), generator=g),
         sample_ids=torch.arange(size),
+        epochs=torch.zeros(size, dtype=torch.int64),
+        copies=torch.zeros(size, dtype=torch.int64),
         weights=torch.ones(size),
     )
 
@@ -118,17 +124,39 @@ def test_an_objective_is_what_the_engine_calls() -> None:
     assert isinstance(taken(student, make_batch()), Loss)
 
 
-def gradients(parts: int) -> dict[str, Tensor]:
-    student, batch = make_student(), make_batch()
+def mixed(batch: Batch) -> Batch:
+    ids = batch.sample_ids.numpy()
+    mix = draw_mix(
+        AugmentConfig(mixup=0.8, cutmix=1.0), size=28, seed=0, epochs=0 * ids, sample_ids=ids, copies=0 * ids
+    )
+    return replace(batch, mix=mix)
+
+
+def test_the_teacher_sees_the_images_mixed_as_the_student_does() -> None:
+    student, batch = make_student(), mixed(make_batch())
+    seen: list[Tensor] = []
+    teacher = make_teacher()
+    teacher._model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    student.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    objective(student, teacher=teacher)(student, batch)
+    theirs, ours = seen
+    pixels = mix_images(batch.images / 255, batch.mix)
+    torch.testing.assert_close(theirs * 0.25 + 0.5, pixels, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours * STATS["std"][0] + STATS["mean"][0], pixels, rtol=0, atol=1e-5)
+    assert not torch.allclose(pixels, batch.images / 255, atol=0.1)
+
+
+def gradients(parts: int, *, mixes: bool = False) -> dict[str, Tensor]:
+    student, batch = make_student(), mixed(make_batch()) if mixes else make_batch()
     goal = objective(student)
     for micro in batch.split(len(batch) // parts):
         (goal(student, micro).total / parts).backward()
     return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
-def test_accumulating_over_micro_batches_gives_the_gradient_of_the_batch(parts: int) -> None:
-    whole, split = gradients(1), gradients(parts)
+@pytest.mark.parametrize(("parts", "mixes"), [(2, False), (8, False), (4, True)])
+def test_accumulating_over_micro_batches_gives_the_gradient_of_the_batch(parts: int, mixes: bool) -> None:
+    whole, split = gradients(1, mixes=mixes), gradients(parts, mixes=mixes)
     assert whole.keys() == split.keys() == dict(make_student().named_parameters()).keys()
     for name in whole:
         torch.testing.assert_close(split[name], whole[name], rtol=1e-4, atol=1e-6, msg=name)

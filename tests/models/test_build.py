@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -172,3 +173,82 @@ def test_what_is_wrong_with_a_release_is_said(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"architecture": "nope"})[:-3])
     with pytest.raises(ConfigError, match=r"config.json of .* is no JSON"):
         load_release(str(folder))
+
+
+RESIZABLE = [
+    ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}),
+    ("deit_tiny_distilled_patch16_224", {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}),
+    (
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4},
+    ),
+    ("swinv2_tiny_window8_256", {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}),
+    ("residual_vit", {"stem_channels": [8, 16], "depth": 1, "num_heads": 2}),
+    ("resnet18", {"channels": [8, 8, 8, 8]}),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), RESIZABLE, ids=[name for name, _ in RESIZABLE])
+def test_a_model_for_several_sizes_is_at_the_last_the_one_for_that_size_alone(
+    name: str, args: dict[str, Any]
+) -> None:
+    def make(sizes: tuple[int, ...]) -> nn.Module:
+        torch.manual_seed(0)
+        config = ModelConfig(name=name, args=args)
+        return build_model(config, num_classes=4, in_chans=3, image_size=64, other_sizes=sizes)
+
+    alone, several = make(()), make((32, 48))
+    several.load_state_dict(alone.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(several.eval()(images), alone.eval()(images))
+    for size in (32, 48, 64, 32):
+        several.zero_grad()
+        several.train()(torch.rand(2, 3, size, size)).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in several.parameters())
+
+
+def test_a_swin_on_smaller_images_has_the_windows_it_will_have_at_last() -> None:
+    config = ModelConfig(name=RESIZABLE[2][0], args=RESIZABLE[2][1])
+    several = build_model(config, num_classes=4, in_chans=3, image_size=64, other_sizes=(32,)).eval()
+    small = build_model(config, num_classes=4, in_chans=3, image_size=32).eval()
+    small.load_state_dict(several.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    # 8 x 8 tokens, then 4 x 4: two windows to a side, then one, with which the small one does not shift.
+    torch.testing.assert_close(
+        several.layers[0](several.patch_embed(images)), small.layers[0](small.patch_embed(images))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {},
+            r"data\.progressive: 'vit_tiny_patch16_224' cannot take images of 40 x 40 pixels",
+        ),
+        (
+            "mixer_s32_224",
+            {},
+            r"'mixer_s32_224' cannot take images of 40 x 40 .* a CNN, or leave data\.progressive out",
+        ),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": False}, r"cannot take images of 40 x 40 pixels"),
+    ],
+)
+def test_a_model_that_cannot_change_its_size_is_refused(
+    name: str, args: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(
+            ModelConfig(name=name, args=args), num_classes=4, in_chans=3, image_size=64, other_sizes=(40,)
+        )
+
+
+def test_a_released_model_goes_on_with_several_sizes(tmp_path: Path) -> None:
+    folder = release(build(TEACHER), TEACHER, tmp_path)
+    model = build_from_release(
+        TEACHER, str(folder), num_classes=10, in_chans=1, image_size=28, other_sizes=(20,)
+    ).eval()
+    images = torch.rand(2, 1, 28, 28)
+    torch.testing.assert_close(model(images), load_release(str(folder)).eval()(images))
+    assert model(torch.rand(2, 1, 20, 20)).shape == (2, 10)

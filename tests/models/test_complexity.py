@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 from torch import nn
 
 from models.attention import use_attend
-from models.complexity import count_flops, count_parameters
+from models.complexity import count_flops, count_parameters, train_flops_per_image
 
 
 def test_a_convolution_and_a_linear_layer_cost_what_they_cost_on_paper() -> None:
@@ -32,3 +33,26 @@ def test_attention_is_counted_although_its_kernel_is_fused() -> None:
     for candidate in (model, use_attend(model)):
         assert count_flops(candidate, (3, 32, 32)) == expected
     assert model.training and next(model.parameters()).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "multiply_adds"),
+    [("vit_base_patch16_224", 17.6e9), ("swin_tiny_patch4_window7_224", 4.5e9), ("resnet50", 4.1e9)],
+)
+def test_forward_and_training_cost_what_is_published(name: str, multiply_adds: float) -> None:
+    """Touvron et al. 2021 (DeiT-B), Liu et al. 2021 table 1, He et al. 2016; a backward costs twice the forward."""
+    model = timm.create_model(name)
+    forward = count_flops(model, (3, 224, 224))
+    assert forward == pytest.approx(2 * multiply_adds, rel=0.02)
+    assert train_flops_per_image(model, (3, 224, 224), backward=False) == forward
+    assert train_flops_per_image(model, (3, 224, 224)) == pytest.approx(3 * forward, rel=0.03)
+
+
+def test_what_is_frozen_costs_no_gradient_of_its_weights() -> None:
+    model = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 10))
+    product = 2 * 10 * 10
+    assert train_flops_per_image(model, (10,)) == 3 * product + (2 + 2 + 1) * product
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    assert train_flops_per_image(model, (10,)) == 3 * product + product
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -11,13 +11,17 @@ import torch
 from configs.load import load_config
 from data_pipeline.index import ShardIndex
 from data_pipeline.order.plan import Plan, rank_slots
+from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import Shard
+from engine.sharding.zero_config import deepspeed_config
 from engine.timetable import Timetable
 from engine.world import World
-from engine.zero_config import deepspeed_config
 from models.build import build_model
-from models.complexity import count_flops, count_parameters
+from models.complexity import count_flops, count_parameters, train_flops_per_image
 from pretrain.config import PretrainConfig
+from pretrain.dry_forward import dry_forward
+from pretrain.masked import MaskedAutoencoding
+from pretrain.run import build_task
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +75,34 @@ def test_schedule_and_batches_fit_one_to_eight_nodes(recipe: str, num_nodes: int
     )
 
 
-def test_ranks_share_each_batch_and_an_epoch_takes_no_image_twice(index: ShardIndex) -> None:
+def test_the_masked_autoencoder_has_the_sizes_of_the_paper() -> None:
+    config = load_config(PretrainConfig, "configs/pretrain/imagenet_mae_vit_b16.yaml").config
+    model, objective = build_task(config, num_classes=1000)
+    assert isinstance(objective, MaskedAutoencoding)
+    assert (objective.num_patches, objective.num_visible) == (196, 49)
+    assert count_parameters(model) == pytest.approx(
+        111.9e6, rel=0.002
+    )  # of the authors' released ViT-B and decoder
+    timetable = Timetable.of(config, steps_per_epoch=NUM_IMAGES // config.train.global_batch)
+    assert (timetable.total_steps, timetable.warmup_steps) == (1600 * 312, 40 * 312)
+    assert timetable.learning_rate(timetable.warmup_steps) == pytest.approx(1.5e-4 * 4096 / 256)
+    flops = train_flops_per_image(model, (3, 224, 224), forward=dry_forward(objective), backward=False)
+    whole = count_flops(model, (3, 224, 224))
+    assert 0.5 < flops / whole < 0.6  # a quarter of the encoder, and a decoder on all patches
+
+
+def test_an_epoch_of_the_vit_is_a_third_of_the_images_three_times(index: ShardIndex) -> None:
     config = load_config(PretrainConfig, "configs/pretrain/imagenet_vit_b16.yaml").config
+    order = RunOrder(index, config.data, global_batch=1024, seed=0)
+    assert order.batches_per_epoch == NUM_IMAGES // 1024
+    epoch = [order.share(step).sample_ids for step in range(order.batches_per_epoch)]
+    assert len(np.unique(np.concatenate(epoch))) == pytest.approx(NUM_IMAGES / 3, rel=0.001)
+    for step in (0, 700, 1250):  # copies stand in the same batch, but for those at its edges
+        assert len(np.unique(epoch[step])) == pytest.approx(1024 / 3, rel=0.1)
+
+
+def test_ranks_share_each_batch_and_an_epoch_takes_no_image_twice(index: ShardIndex) -> None:
+    config = load_config(PretrainConfig, "configs/pretrain/imagenet_swin_b.yaml").config
     plan = Plan(index.lengths, global_batch=1024, seed=0, window=config.data.shuffle_window)
     parts = [plan.batch(3, 700, rank_slots(1024, rank, 64)) for rank in range(64)]
     np.testing.assert_array_equal(np.concatenate(parts), plan.batch(3, 700))

@@ -1,15 +1,19 @@
-"""A real `mlflow server` on a free loopback port, with SQLite in its own folder; it can be killed and come back."""
+"""A real `mlflow server` on a free loopback port, with SQLite in its own folder; it can hang, die and come back."""
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _START_S = 180.0
@@ -20,14 +24,14 @@ class MlflowServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port = _free_port()
+        self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self.uri = f"http://127.0.0.1:{self._port}"
+        self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Returns when the server answers."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/server.db"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -50,6 +54,18 @@ class MlflowServer:
             self._process.wait()
             self._process = None
 
+    def hang(self) -> None:
+        """From now on connections are taken, and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Ends the hanging."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and process.poll() is None:
@@ -64,6 +80,32 @@ class MlflowServer:
         raise RuntimeError(
             f"mlflow server on {self.uri} did not answer within {_START_S:g} s:\n{log[-2000:]}"
         )
+
+
+@contextlib.contextmanager
+def answering_500(port: int = 0) -> Iterator[tuple[int, Callable[[], int]]]:
+    """A server that fails at every request; gives its port and what counts its answers."""
+    num_answers = 0
+
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal num_answers
+            num_answers += 1
+            self.send_error(500)
+
+        do_POST = do_GET
+
+        def log_message(self, format: str, *values: object) -> None:
+            """Quiet."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), Failing) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server.server_port, lambda: num_answers
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _free_port() -> int:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from configs.base import ConfigError
-from configs.data import DataConfig
+from configs.data import AugmentConfig, DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.inspection.inspect import summarize, write_contact_sheet
 from data_pipeline.inspection.recipe import load_recipe, write_augmented_sheet
+from data_pipeline.mix import draw_mix
 from data_pipeline.reader import SampleReader
 from data_pipeline.reindex import index_shards
 from tests.support.shards import draw_image, encode, make_shards, write_tar
@@ -92,6 +93,31 @@ def test_the_augmented_sheet_shows_what_the_reader_makes_of_each_image(tmp_path:
             )
             left = (1 + epoch) * 100
             np.testing.assert_array_equal(tiles[::3, left : left + 96 : 3], drawn[0])
+
+
+def test_the_sheet_of_a_recipe_that_mixes_shows_rows_mixed_with_one_another_and_the_copies_of_each_pass(
+    tmp_path: Path,
+) -> None:
+    index = make_shards(tmp_path / "data", [11], num_classes=None, channels=3, size=(32, 32))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "data: {train: x, image_size: 32, repeats: 4, augment: {crop: none, flip: false, cutmix: 1.0}}\n"
+        "train: {duration: 1 epochs, global_batch: 4, seed: 7}\n"
+    )
+    write_augmented_sheet(index, load_recipe(recipe), tmp_path / "sheet.png")
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))[:, :, ::-1]
+    shown = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 10])
+    plain = np.stack([draw_image(number, 32, 32, 3) for number in shown.tolist()])
+    for variant in range(9):
+        epoch, copy = np.full(10, variant // 4), np.full(10, variant % 4)
+        config = AugmentConfig(cutmix=1.0)
+        mix = draw_mix(config, size=32, seed=7, epochs=epoch, sample_ids=shown, copies=copy)
+        left = (1 + variant) * 100
+        for row, (x, y, width, height) in enumerate(mix.boxes.tolist()):
+            expected = plain[row].copy()
+            expected[y : y + height, x : x + width] = plain[row ^ 1, y : y + height, x : x + width]
+            tile = sheet[row * 118 + 18 : row * 118 + 114 : 3, left : left + 96 : 3]
+            np.testing.assert_array_equal(tile, expected)
 
 
 def test_a_mistake_in_the_recipe_of_a_sheet_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a run amounts to: evaluation, probes, release, record, report."""

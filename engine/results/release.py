@@ -1,0 +1,144 @@
+"""Release: the end of a run, a folder with weights, config and model card; timm loads it without Mirada's engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from configs.training import RunConfig
+from data_pipeline.whole_file import sync_folder
+from engine.results.evaluate import Scores
+from engine.saving.durable import flush_file
+from models.build import CONFIG_FILE, own_module, resolve_release
+from models.release import save_for_timm
+
+_SIGNATURE = "mirada"
+_LOAD = """\
+```python
+import timm
+{registration}
+model = timm.create_model("local-dir:{folder}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+```
+"""
+
+
+def write_release(
+    folder: Path,
+    *,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    config: RunConfig,
+    classes: Sequence[str],
+    command: str,
+    run_id: str,
+    data_digest: str,
+    step: int,
+    scores: Scores | None,
+) -> Path:
+    """Writes the release aside and puts it in place of a former one; `weights` are `Engine.release_weights()`."""
+    aside = folder.with_name(f".{folder.name}-partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    data = config.data
+    save_for_timm(
+        model,
+        weights,
+        aside,
+        input_size=(data.channels, data.image_size, data.image_size),
+        mean=data.mean,
+        std=data.std,
+        classes=classes,
+    )
+    card = _model_card(
+        folder, config, classes, command=command, data_digest=data_digest, step=step, scores=scores
+    )
+    (aside / "README.md").write_text(card)
+    _sign(aside / CONFIG_FILE, run_id)
+    for path in aside.iterdir():
+        flush_file(path)
+    sync_folder(aside)
+    _replace_folder(aside, folder)
+    return folder
+
+
+def run_of_release(reference: str) -> str | None:
+    """The `run_id` of the run that made a release; None where it was none of Mirada's, or none is known."""
+    resolved = resolve_release(reference)
+    if not resolved.startswith("local-dir:"):
+        return None
+    content = json.loads((Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE).read_text())
+    run_id = content.get(_SIGNATURE, {}).get("run_id")
+    return None if run_id is None else str(run_id)
+
+
+def _sign(config_path: Path, run_id: str) -> None:
+    """Adds a key of ours, which timm leaves alone."""
+    content = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps({**content, _SIGNATURE: {"run_id": run_id}}, indent=2) + "\n")
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    former = folder.with_name(f".{folder.name}-former")
+    shutil.rmtree(former, ignore_errors=True)
+    if folder.exists():
+        folder.rename(former)
+    new.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _model_card(
+    folder: Path,
+    config: RunConfig,
+    classes: Sequence[str],
+    *,
+    command: str,
+    data_digest: str,
+    step: int,
+    scores: Scores | None,
+) -> str:
+    """A short README with the front matter that model hubs read."""
+    data = config.data
+    what = "averaged over steps (EMA)" if config.train.ema is not None else "of the last step"
+    rows = [
+        ("architecture", f"timm `{config.model.name}`"),
+        ("input", f"{data.channels} x {data.image_size} x {data.image_size}"),
+        ("normalization", f"mean {_list(data.mean)}, std {_list(data.std)}, of pixels scaled to 0..1"),
+        ("classes", _list_classes(classes)),
+        ("data", f"`{data.train}`, index digest `{data_digest}`"),
+        ("training", f"{step} steps of {config.train.global_batch} images; weights {what}"),
+    ]
+    if scores is not None:
+        rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.val}`"))
+    task = "image-classification" if classes else "image-feature-extraction"
+    table = "\n".join(f"| {name} | {text} |" for name, text in rows)
+    return (
+        f"---\ntags: [{task}, timm]\nlibrary_name: timm\npipeline_tag: {task}\n---\n"
+        f"# {config.model.name}, trained with Mirada\n\n| | |\n| --- | --- |\n{table}\n\n"
+        f"{_loading(folder.name, config.model.name)}\nMade by:\n\n```\n{command}\n```\n"
+    )
+
+
+def _list_classes(classes: Sequence[str]) -> str:
+    if not classes:
+        return (
+            "none: pooled features; give `create_model` a `num_classes` for a fresh classifier to fine-tune"
+        )
+    return f"{len(classes)}: {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}"
+
+
+def _loading(folder: str, architecture: str) -> str:
+    ours = own_module(architecture)
+    registration = (
+        f"import mirada.{ours}  # registers {architecture!r}, which timm does not have\n" if ours else ""
+    )
+    return _LOAD.format(folder=folder, registration=registration)
+
+
+def _list(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

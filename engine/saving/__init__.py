@@ -1,0 +1,1 @@
+"""Checkpoints: written behind the steps, whole or not at all, verified when read."""

@@ -1,0 +1,1 @@
+"""What brings a run through signals, dead and hanging ranks, and steps that are not finite."""

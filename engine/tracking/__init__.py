@@ -1,0 +1,1 @@
+"""What follows the event log: MLflow, TensorBoard."""

@@ -1,0 +1,175 @@
+"""Tracking: a process of its own that follows a run's event log into MLflow, and into TensorBoard's files if wanted.
+
+python -m engine.tracking.command RUN_DIR [--follow]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from configs.base import ConfigError
+from configs.exit_code import USAGE, run_main
+from configs.load import packaged_root
+from engine.tracking.follower import LOCK_NAME, STATE_NAME, Follower, Sink, SinkError, follow, held
+from engine.tracking.log_reader import Event, newest_run_event
+from engine.tracking.mlflow_run import MlflowRun
+from engine.tracking.tensorboard import TensorBoardFiles
+
+OFF = "off"
+GRACE_S = 60.0
+"""How long a follower keeps trying after training ended; `mirada sync` sends what is left then."""
+
+_TIMEOUT_S = 5
+
+log = logging.getLogger(__name__)
+
+
+def start_follower(run_dir: Path) -> subprocess.Popen[bytes] | None:
+    """Starts the follower of this process's run, once the "run" event is written; None where tracking is off.
+
+    It ends by itself: when the run's last event is sent, or soon after this process is gone; nobody waits.
+    """
+    event = newest_run_event(run_dir)
+    if event is not None and not _sinks(event, run_dir):
+        return None
+    python_path = [str(packaged_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(python_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "engine.tracking.command", str(run_dir.resolve())]
+    command += ["--follow", "--parent", str(os.getpid())]
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    with (run_dir / "logs" / "tracking.log").open("ab") as output:
+        # A session of its own: Ctrl-C ends training, and the follower lives to tell the server so.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def sync(run_dir: Path) -> int:
+    """Sends what the server lacks and returns the number of events; ConfigError when it cannot be reached.
+
+    A run that nobody trains any more, and that could not say so itself, is marked as killed.
+    """
+    with held(run_dir / LOCK_NAME, wait=False) as alone:
+        if not alone:
+            raise ConfigError(f"{run_dir} is being followed right now, see {run_dir}/logs/tracking.log")
+        num_events = 0
+        for follower in _followers(run_dir):
+            try:
+                num_events = follower.send_all()
+                if follower.is_abandoned():
+                    follower.mark_vanished()
+            except SinkError as failure:
+                raise ConfigError(
+                    f"{failure}\n  the events stay in {run_dir}: start the server, or set MLFLOW_TRACKING_URI or "
+                    "the recipe's tracking.uri, then run the same command again"
+                ) from failure
+        return num_events
+
+
+def follow_run(run_dir: Path, *, parent: int | None = None, grace_s: float = GRACE_S) -> bool:
+    """Sends events until the run has ended or process `parent` is gone; False if the server stays away.
+
+    Each sink has a thread of its own, so that a server that hangs does not hold TensorBoard's files up.
+    """
+    with held(run_dir / LOCK_NAME, wait=True):  # a follower from before a restart may still be sending
+        followers = _followers(run_dir)
+        done = [False] * len(followers)
+
+        def run(index: int) -> None:
+            done[index] = follow(followers[index], parent=parent, grace_s=grace_s)
+
+        threads = [threading.Thread(target=run, args=(index,)) for index in range(len(followers))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return all(done)
+
+
+def tracking_uri(event: Event, run_dir: Path) -> str:
+    """The recipe's tracking.uri, else $MLFLOW_TRACKING_URI, else a database beside the run folder."""
+    configured = event.get("config", {}).get("tracking.uri")
+    database = run_dir.resolve().parent / "mlflow.db"
+    return str(configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{database}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: parse, send, exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.tracking.command",
+        description="Send a run's event log to MLflow and TensorBoard.",
+    )
+    parser.add_argument("run_dir", type=Path, help="run folder, the one with events.jsonl")
+    parser.add_argument("--follow", action="store_true", help="keep sending until the run has ended")
+    parser.add_argument(
+        "--grace", type=float, default=GRACE_S, help="seconds to keep trying after that (%(default)g)"
+    )
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
+    _quiet_mlflow()
+    if options.parent is not None:
+        _behave_as_child()
+    event = newest_run_event(options.run_dir)
+    if event is not None and not _sinks(event, options.run_dir):
+        sys.stdout.write(f"{options.run_dir}: tracking.uri is 'off', nothing is sent\n")
+        return 0
+    if options.follow:
+        return 0 if follow_run(options.run_dir, parent=options.parent, grace_s=options.grace) else USAGE
+    sys.stdout.write(f"{options.run_dir}: {sync(options.run_dir)} new events sent\n")
+    return 0
+
+
+def _sinks(event: Event, run_dir: Path) -> dict[str, Callable[[Event], Sink]]:
+    """How to reach each sink that the run wants, by the file that remembers how far it is.
+
+    MLflow comes last: TensorBoard's files are complete whatever becomes of the server.
+    """
+    sinks: dict[str, Callable[[Event], Sink]] = {}
+    if event.get("config", {}).get("tracking.tensorboard"):
+        sinks["tensorboard.json"] = lambda start: TensorBoardFiles(run_dir)
+    if tracking_uri(event, run_dir) != OFF:
+        sinks[STATE_NAME] = lambda start: MlflowRun(start, run_dir, tracking_uri(start, run_dir))
+    return sinks
+
+
+def _followers(run_dir: Path) -> list[Follower]:
+    sinks = _sinks(newest_run_event(run_dir) or {}, run_dir)
+    return [Follower(run_dir, connect, state_name=name) for name, connect in sinks.items()]
+
+
+def _quiet_mlflow() -> None:
+    """No telemetry, no chatter, short timeouts: to be called before mlflow is imported."""
+    os.environ |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+    }
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_TIMEOUT_S))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for name in ("alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _behave_as_child() -> None:
+    """Yields the processor to training, and outlives the signals that are meant for it."""
+    os.nice(10)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    run_main(main)

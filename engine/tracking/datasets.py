@@ -1,0 +1,40 @@
+"""The data of a run: the index it trains on and the one it is evaluated on, found to fit one another."""
+
+from __future__ import annotations
+
+from configs.base import ConfigError
+from configs.training import RunConfig
+from data_pipeline.index import ShardIndex, open_index
+from data_pipeline.joined import open_training
+
+
+def open_datasets(config: RunConfig, *, needs_labels: bool) -> tuple[ShardIndex, ShardIndex | None]:
+    """Training and validation index; ConfigError where their classes do not fit one another or the model.
+
+    Without `needs_labels` the training data may have no classes, and then nothing can be evaluated on ``data.val``.
+    """
+    index = open_training(config.data)
+    known, wanted = len(index.classes), config.model.num_classes
+    if needs_labels and not known:
+        raise ConfigError(
+            f"data.train: {config.data.train!r} has no labels, so there are no classes to learn"
+        )
+    if needs_labels and wanted not in (None, known):
+        raise ConfigError(
+            f"model.num_classes is {wanted}, but the class map of {config.data.train!r} has {known} classes "
+            f"({', '.join(index.classes[:5])}{' ...' if known > 5 else ''}); leave model.num_classes out"
+        )
+    if config.data.val is None:
+        return index, None
+    if not known:
+        raise ConfigError(
+            f"data.train: {config.data.train!r} has no labels, so the features learned on it cannot be probed on "
+            f"data.val {config.data.val!r}: leave data.val out (data.val=null)"
+        )
+    val_index = open_index(config.data.val)
+    if val_index.classes != index.classes:
+        raise ConfigError(
+            f"data.val: the class map of {config.data.val!r} ({len(val_index.classes)} classes) is not that of "
+            f"{config.data.train!r} ({known} classes); build both with the same classes (--classes)"
+        )
+    return index, val_index

@@ -1,0 +1,59 @@
+"""Training and validation data that do not fit are refused; data without labels are fit for learning without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.base import ConfigError
+from configs.load import load_config
+from engine.results.labelled_sample import LabelledSample
+from engine.tracking.datasets import open_datasets
+from pretrain.config import PretrainConfig
+from pretrain.run import build_task
+from tests.support.shards import make_shards
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "unlabelled"
+    make_shards(folder, [5, 4], num_classes=None)
+    return folder
+
+
+def recipe(*overrides: str) -> PretrainConfig:
+    return load_config(PretrainConfig, "configs/smoke/pretrain_mae.yaml", overrides).config
+
+
+def test_images_without_labels_are_trained_on_where_none_are_needed(unlabelled: Path) -> None:
+    config = recipe(f"data.train={unlabelled}", "data.val=null")
+    index, val_index = open_datasets(config, needs_labels=False)
+    assert (index.num_samples, index.classes, val_index) == (9, (), None)
+    model, _ = build_task(config, num_classes=len(index.classes))
+    assert not [name for name in model.state_dict() if name.startswith("encoder.head")]
+
+
+def test_supervised_learning_needs_labels(unlabelled: Path) -> None:
+    config = recipe(f"data.train={unlabelled}", "data.val=null")
+    with pytest.raises(ConfigError, match="has no labels, so there are no classes to learn"):
+        open_datasets(config, needs_labels=True)
+
+
+def test_features_learned_without_any_label_cannot_be_probed(unlabelled: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be probed on data\.val .* leave data\.val out"):
+        open_datasets(recipe(f"data.train={unlabelled}"), needs_labels=False)
+
+
+def test_validation_data_of_other_classes_are_refused(tmp_path: Path) -> None:
+    make_shards(tmp_path / "other", [6], num_classes=3)
+    with pytest.raises(ConfigError, match=r"3 classes.*is not that of"):
+        open_datasets(recipe(f"data.val={tmp_path / 'other'}"), needs_labels=False)
+
+
+def test_of_a_mixture_the_images_without_labels_are_not_probed_with(unlabelled: Path) -> None:
+    config = recipe(f"data.mixture=[{{train: {unlabelled}, weight: 1 pass}}]")
+    index, _ = open_datasets(config, needs_labels=False)
+    assert index.num_samples == 6009
+    sample = LabelledSample(index, config.data, size=100_000)
+    assert sample.num_samples == 6000 and sample.labels().min() == 0
