@@ -16,6 +16,7 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.loader import EvalLoader, ShardLoader
 from engine.command import Command
+from engine.datasets import open_datasets
 from engine.events import EventLog
 from engine.journal import Journal
 from engine.meters import Meter
@@ -39,7 +40,6 @@ from engine.survival.safeguards import Safeguards
 from engine.survival.watchdog import Watchdog
 from engine.timetable import Timetable
 from engine.tracking.command import start_follower
-from engine.tracking.datasets import open_datasets
 from engine.tracking.system_metrics import SystemMetrics, count_samples
 from engine.tracking.tensorboard import check_tensorboard
 from engine.trainer import Outcome, Trainer, seed_ranks

@@ -93,6 +93,7 @@ def fill_disk(folder: Path, disk: Path, world: World) -> None:
         assert "No space left on device" in (settled.problem or "") and settled.num_bytes == 0, settled
         assert load(disk, world) == 1
         assert sorted(path.name for path in (disk / "checkpoints").iterdir()) == ["latest", "step-00000001"]
+        world.barrier()  # the next save begins when both ranks have looked
     if world.is_main:
         said = log.read_text()
         assert f"{settled.path} could NOT be saved" in said and "bytes were written" in said, said

@@ -10,11 +10,11 @@ import pytest
 from configs.load import load_config
 from data_pipeline.index import open_index
 from engine.command import Command
+from engine.datasets import open_datasets
 from engine.events import EventLog
 from engine.results.release import run_of_release
 from engine.run_event import describe_run
 from engine.run_folder import RunFolder
-from engine.tracking.datasets import open_datasets
 from engine.world import World
 from finetune.config import FinetuneConfig
 

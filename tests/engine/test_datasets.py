@@ -8,8 +8,8 @@ import pytest
 
 from configs.base import ConfigError
 from configs.load import load_config
+from engine.datasets import open_datasets
 from engine.results.labelled_sample import LabelledSample
-from engine.tracking.datasets import open_datasets
 from pretrain.config import PretrainConfig
 from pretrain.run import build_task
 from tests.support.shards import make_shards
