@@ -5,7 +5,6 @@ python -m benchmarks.resume --out benchmarks/results/resume.json [--rounds 5] [-
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.result_file import installed_versions, write_result_file
-from benchmarks.training_rounds import Setting, Variant, ratios, train
+from benchmarks.training_rounds import Setting, Variant, parser_of, ratios, train
 
 WANTED = 1.2
 COLUMNS = {
@@ -43,12 +42,7 @@ PLACES = {
 
 def main(arguments: list[str]) -> int:
     """Writes one row per place that a run stood at."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--quick", action="store_true", help="one round and place, to try it")
-    given = parser.parse_args(arguments)
+    given = parser_of(__doc__, rounds=5).parse_args(arguments)
     deadline = time.monotonic() + given.minutes * 60
     places = dict(list(PLACES.items())[:1]) if given.quick else PLACES
     with tempfile.TemporaryDirectory(prefix="mirada-") as folder:

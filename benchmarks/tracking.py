@@ -1,6 +1,6 @@
 """Measures what tracking costs a step: no tracking against MLflow that works, that refuses and that never answers.
 
-python -m benchmarks.tracking --out benchmarks/results/tracking.json [--rounds 3] [--quick]
+python -m benchmarks.tracking --out benchmarks/results/tracking.json [--rounds 3] [--minutes 8] [--quick]
 
 One rank on real shards; every step writes a point, the host is sampled, the follower runs beside training. Every
 training is a process of its own, and a round has one of each kind.
@@ -8,17 +8,18 @@ training is a process of its own, and a round has one of each kind.
 
 from __future__ import annotations
 
-import argparse
 import socket
 import sys
 import tempfile
+import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.result_file import installed_versions, write_result_file
-from benchmarks.training_rounds import Setting, Variant, train
+from benchmarks.training_rounds import Setting, Variant, parser_of, sample_setting, train
 
 WANTED = 1.05
 COLUMNS = {
@@ -34,21 +35,10 @@ OFF = ("tracking.uri=off", "tracking.system_metrics=false")
 
 def main(arguments: list[str]) -> int:
     """Writes one row per kind of server; returns 1 if steps beside a server that hangs were slower than wanted."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round of few steps, to try it")
-    given = parser.parse_args(arguments)
-    setting = Setting(
-        recipe="configs/pretrain/fashion_mnist_teacher.yaml",
-        global_batch=64,
-        steps=8 if given.quick else 200,
-        skipped=3 if given.quick else 20,
-        settings=(
-            *("data.train=mirada://sample/train", "data.val=null", "train.ema=null", "train.log_every=1"),
-            *("schedule.warmup=2 steps", "train.checkpoint_every=1000 steps"),
-        ),
-    )
+    given = parser_of(__doc__, rounds=3).parse_args(arguments)
+    steps, skipped = (8, 3) if given.quick else (200, 20)
+    setting = sample_setting(global_batch=64, steps=steps, skipped=skipped)
+    setting = replace(setting, settings=(*setting.settings, "train.log_every=1"))
     # Connections to it are taken by the kernel, and nobody ever answers.
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         uri = f"http://127.0.0.1:{hanging.getsockname()[1]}"
@@ -58,7 +48,8 @@ def main(arguments: list[str]) -> int:
             Variant(name="server that refuses", loop="ours", settings=("tracking.uri=http://127.0.0.1:9",)),
             Variant(name="server that hangs", loop="ours", settings=(f"tracking.uri={uri}",)),
         )
-        rows = _measure(variants, setting, rounds=1 if given.quick else given.rounds)
+        rounds = 1 if given.quick else given.rounds
+        rows = _measure(variants, setting, rounds=rounds, minutes=given.minutes)
     write_result_file(
         given.out,
         columns=COLUMNS,
@@ -73,16 +64,21 @@ def main(arguments: list[str]) -> int:
     return int(rows[-1]["ratio"] > WANTED)
 
 
-def _measure(variants: tuple[Variant, ...], setting: Setting, *, rounds: int) -> list[dict[str, Any]]:
+def _measure(
+    variants: tuple[Variant, ...], setting: Setting, *, rounds: int, minutes: float
+) -> list[dict[str, Any]]:
     """Steps of all rounds; no kind is always the first of a round."""
     found: dict[str, list[list[float]]] = {variant.name: [] for variant in variants}
+    deadline = time.monotonic() + minutes * 60
     for number in range(rounds):
-        start = number % len(variants)
+        begun, start = time.monotonic(), number % len(variants)
         for variant in (*variants[start:], *variants[:start]):
             with tempfile.TemporaryDirectory(prefix="mirada-", ignore_cleanup_errors=True) as folder:
                 times = train(variant, setting, Path(folder) / "run")[setting.skipped :]
             found[variant.name].append([after - before for before, after in pairwise(times)])
             sys.stderr.write(f"round {number + 1}, {variant.name}: {median(found[variant.name][-1]):.4f} s\n")
+        if time.monotonic() + (time.monotonic() - begun) > deadline:
+            break
     return [_row(name, steps, found[variants[0].name]) for name, steps in found.items()]
 
 

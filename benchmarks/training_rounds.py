@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.result_file import ROOT
+from benchmarks.result_file import ROOT, installed_versions, write_result_file
 from benchmarks.training_loops.clock import read_times
 
 COLUMNS = {
@@ -47,6 +48,65 @@ class Setting:
     skipped: int
     """First steps, which are not counted: allocations, worker starts, the follower's start."""
     settings: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> int:
+        """Steps of a round that count."""
+        return self.steps - self.skipped
+
+
+def sample_setting(*, global_batch: int, steps: int, skipped: int) -> Setting:
+    """A model of 0.56 M parameters on the embedded sample, with nothing but steps."""
+    return Setting(
+        recipe="configs/pretrain/fashion_mnist_teacher.yaml",
+        global_batch=global_batch,
+        steps=steps,
+        skipped=skipped,
+        settings=(
+            *("data.train=mirada://sample/train", "data.val=null", "train.ema=null"),
+            *("schedule.warmup=2 steps", "train.checkpoint_every=1000 steps"),
+        ),
+    )
+
+
+def parser_of(documentation: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """What every benchmark of trainings is given."""
+    parser = argparse.ArgumentParser(
+        description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="no round starts that would not end by then"
+    )
+    parser.add_argument("--quick", action="store_true", help="one round of few steps, to try it")
+    return parser
+
+
+def measure_and_write(
+    given: argparse.Namespace,
+    variants: Sequence[Variant],
+    setting: Setting,
+    *,
+    note: Callable[[Sequence[Mapping[str, Any]], str], str],
+    libraries: Sequence[str],
+    quick_steps: tuple[int, int] = (8, 3),
+) -> int:
+    """Measures the variants and writes a row for each; `note` is given the rows, and what they are medians of."""
+    if given.quick:
+        setting = replace(setting, steps=quick_steps[0], skipped=quick_steps[1])
+    rounds = 1 if given.quick else given.rounds
+    found = measure_rounds(variants, setting, rounds=rounds, minutes=given.minutes)
+    rows = rows_of(found, setting)
+    count = len(next(iter(found.values())))
+    write_result_file(
+        given.out,
+        columns=COLUMNS,
+        rows=rows,
+        note=note(rows, f"Medians over {count} interleaved rounds of {setting.counted} steps."),
+        versions=installed_versions(libraries),
+    )
+    return 0
 
 
 def measure_rounds(
