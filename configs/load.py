@@ -123,8 +123,10 @@ def _describe_all(
     """One line per path: the members of a union each complain about the same value."""
     reasons: dict[str, list[str]] = {}
     for error in errors:
-        location = _written_location(schema, [str(part) for part in error["loc"]])
-        reasons.setdefault(".".join(location) or "recipe", []).append(_reason(error, schema, location))
+        whole = [str(part) for part in error["loc"]]
+        location = _written_location(schema, whole)
+        section = _section(schema, whole[: whole.index(location[-1])] if location else [])
+        reasons.setdefault(".".join(location) or "recipe", []).append(_reason(error, section, location))
     return [
         f"{dotted}: {_join(texts)}  [{_origin(dotted, origins, recipe)}]" for dotted, texts in reasons.items()
     ]
@@ -142,9 +144,9 @@ def _origin(dotted: str, origins: Mapping[str, str], recipe: str) -> str:
     return origins.get(dotted, recipe)
 
 
-def _reason(mistake: ErrorDetails, schema: type[BaseModel], location: list[str]) -> str:
+def _reason(mistake: ErrorDetails, section: type[BaseModel], location: list[str]) -> str:
     if mistake["type"] == "extra_forbidden":
-        known = list(_section(schema, location[:-1]).model_fields)
+        known = list(section.model_fields)
         close = difflib.get_close_matches(location[-1], known, n=1)
         return (
             f"no such key; did you mean {close[0]!r}?"
@@ -152,8 +154,11 @@ def _reason(mistake: ErrorDetails, schema: type[BaseModel], location: list[str])
             else f"no such key; allowed are {', '.join(known)}"
         )
     if mistake["type"] == "missing" and str(mistake["loc"][-1]) == location[-1]:
-        field = _section(schema, location[:-1]).model_fields[location[-1]]
+        field = section.model_fields[location[-1]]
         return f"missing; give it a value{f' ({field.description.splitlines()[0]})' if field.description else ''}"
+    if mistake["type"] == "union_tag_invalid":
+        tag, allowed = mistake["ctx"]["tag"], mistake["ctx"]["expected_tags"]
+        return f"{tag!r} is not a {mistake['ctx']['discriminator'].strip(chr(39))}; allowed are {allowed}"
     message = mistake["msg"].removeprefix("Value error, ")
     if isinstance(mistake["input"], Mapping):
         return message
@@ -161,28 +166,47 @@ def _reason(mistake: ErrorDetails, schema: type[BaseModel], location: list[str])
 
 
 def _written_location(schema: type[BaseModel], location: list[str]) -> list[str]:
-    """The part of pydantic's location that the user wrote; it appends the labels of a union's members."""
-    for depth in range(len(location)):
+    """The part of pydantic's location that the user wrote; it adds the label of a union's member behind its field."""
+    written: list[str] = []
+    for depth, part in enumerate(location):
         section = _section(schema, location[:depth])
-        if location[depth] in section.model_fields and _nested(section, location[depth]) is None:
-            return location[: depth + 1]
-    return location
+        if part in section.model_fields:
+            written.append(part)
+            if not _members(section, part):
+                break
+        elif not (written and part in _tags(_section(schema, location[: depth - 1]), written[-1])):
+            written.append(part)
+    return written
 
 
 def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
-    for part in location:
-        nested = _nested(schema, part)
-        if nested is not None:
-            schema = nested
+    """The section at a location; of a union the member whose label follows, else the first."""
+    for depth, part in enumerate(location):
+        members = _members(schema, part)
+        if members:
+            tags = _tags(schema, part)
+            label = location[depth + 1] if depth + 1 < len(location) else None
+            schema = tags.get(label, members[0]) if label is not None else members[0]
     return schema
 
 
-def _nested(schema: type[BaseModel], name: str) -> type[BaseModel] | None:
+def _members(schema: type[BaseModel], name: str) -> list[type[BaseModel]]:
+    """The sections that a field may hold; none for a plain value."""
     field = schema.model_fields.get(name)
     options = [] if field is None else [field.annotation, *get_args(field.annotation)]
-    return next(
-        (option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None
-    )
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+def _tags(schema: type[BaseModel], name: str) -> dict[str, type[BaseModel]]:
+    """The members of a field's union by the values of its discriminator."""
+    field = schema.model_fields.get(name)
+    if field is None or not isinstance(field.discriminator, str):
+        return {}
+    return {
+        str(tag): member
+        for member in _members(schema, name)
+        for tag in get_args(member.model_fields[field.discriminator].annotation)
+    }
 
 
 def _annotated_lines(tree: Mapping[str, Any], origins: Mapping[str, str], prefix: str = "") -> Iterator[str]:

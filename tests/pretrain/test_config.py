@@ -55,8 +55,15 @@ def test_the_effective_config_can_be_fed_back_in(tmp_path: Path) -> None:
         (["objective.name=simmim", "data.augment.mixup=0.8"], "no use for data.augment.mixup and cutmix"),
         (["objective.name=mae", "model.num_classes=3"], "no use for model.num_classes"),
         (["objective.name=mae", "objective.mask_ratio=1.5"], r"mask_ratio.*1\.5"),
-        (["objective.name=mea"], "'mae', 'simmim', 'supervised'"),
-        (["objective.name=mae", "objective.mask_patch=8"], "mask_patch: no such key"),
+        (["objective.name=mea"], "objective: 'mea' is not a name; allowed are 'mae', 'simmim', 'supervised'"),
+        (
+            ["objective.name=mae", "objective.mask_ration=0.5"],
+            r"objective\.mask_ration: no such key; did you mean 'mask_ratio'\?",
+        ),
+        (
+            ["objective.name=simmim", "objective.decoder_depth=8"],
+            r"objective\.decoder_depth: no such key; allowed are name, mask_ratio, mask_patch  ",
+        ),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_a_mistake(
