@@ -350,7 +350,7 @@ def decodes(encoded: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(encoded)) as image:
             image.load()
-    except Exception:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error):
         return False
     return True
 
