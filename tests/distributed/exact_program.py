@@ -19,23 +19,13 @@ from torch import nn
 from configs.training import RunConfig
 from engine.sharding.zero import Engine, build_engine
 from engine.world import World, close_world, init_world
-from tests.support.tiny_run import SIZE, MemoryLoader, Supervised, tiny_config
+from tests.support.tiny_run import SIZE, MemoryLoader, Supervised, tiny_config, tiny_model
 
 LEARNING_RATES = {"adamw": 1e-3, "lion": 1e-4, "lamb": 1e-2, "muon": 1e-3}
 
 
 def tiny_vit() -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=SIZE,
-        patch_size=8,
-        embed_dim=24,
-        depth=1,
-        num_heads=2,
-        num_classes=10,
-    )
-    return model
+    return tiny_model(drop_path=0.0, depth=1)
 
 
 def tiny_swin() -> nn.Module:

@@ -15,6 +15,7 @@ from pathlib import Path
 import deepspeed  # noqa: F401 - once, for all ranks
 import torch
 
+from configs.data import AugmentConfig
 from engine.world import World
 from tests.support.forked_ranks import NUM_RANKS, fork_ranks
 from tests.support.tiny_run import Supervised, tiny_config, train_tiny
@@ -44,7 +45,8 @@ def train(folder: Path, stage: int, kill_at: int | None, world: World) -> None:
         return 1.0
 
     os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(world.rank), WORLD_SIZE=str(world.size))
-    config = tiny_config(stage=stage, steps=STEPS, world_size=world.size)
+    mixing = AugmentConfig(mixup=0.8, cutmix=1.0)
+    config = tiny_config(stage=stage, steps=STEPS, world_size=world.size, augment=mixing)
     assert config.train.ema is not None
     _, weights = train_tiny(folder, config, world, Supervised(maybe_die))
     if world.is_main:

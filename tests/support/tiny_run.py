@@ -170,15 +170,15 @@ def tiny_config(
     )
 
 
-def tiny_model(*, drop_path: float = 0.2) -> nn.Module:
-    """Two blocks of width 24, the same weights each time."""
+def tiny_model(*, drop_path: float = 0.2, depth: int = 2) -> nn.Module:
+    """A few blocks of width 24, the same weights each time."""
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=SIZE,
         patch_size=8,
         embed_dim=24,
-        depth=2,
+        depth=depth,
         num_heads=2,
         num_classes=10,
         drop_path_rate=drop_path,
