@@ -111,7 +111,7 @@ def _measure_aside(folder: str, share: int, number: int, ranks: int) -> dict[str
 
 def _measure(folder: Path, share: int, number: int, ranks: int) -> dict[str, Any]:
     rng = np.random.default_rng([share, number])
-    before = _peak_mb()
+    before = peak_mb()
     began = time.perf_counter()
     index = open_index(str(folder))
     opened = time.perf_counter()
@@ -121,7 +121,7 @@ def _measure(folder: Path, share: int, number: int, ranks: int) -> dict[str, Any
     flat_step = int(rng.integers(3 * order.batches_per_epoch))
     order.share(flat_step, slots)
     planned = time.perf_counter()
-    memory = _peak_mb() - before
+    memory = peak_mb() - before
     per_window = (
         data.shuffle_window * index.num_samples // len(index.shards) * order.num_streams // (share * ranks)
     )
@@ -141,7 +141,8 @@ def _measure(folder: Path, share: int, number: int, ranks: int) -> dict[str, Any
     }
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """The most memory that this process has held so far."""
     # Not getrusage: its peak is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024

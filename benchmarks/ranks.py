@@ -1,3 +1,10 @@
+"""Measures two ranks: DeepSpeed at ZeRO 0 to 3 through Trainer.fit against DistributedDataParallel in a bare loop.
+
+python -m benchmarks.ranks --out benchmarks/results/ranks.json [--rounds 10] [--minutes 8] [--quick]
+
+Both over gloo on the same machine, a core each: it compares what they do around the communication, not a network.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -18,9 +25,9 @@ VARIANTS = (
 
 def main(arguments: list[str]) -> int:
     """Writes one row per way to train."""
-    setting = sample_setting(global_batch=192, steps=45, skipped=20)
+    setting = sample_setting(global_batch=192, turn=10, warmup=3)
     return measure_and_write(
-        parser_of(__doc__, rounds=3).parse_args(arguments),
+        parser_of(__doc__, rounds=10).parse_args(arguments),
         VARIANTS,
         setting,
         note=lambda _rows, medians: (

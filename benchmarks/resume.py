@@ -6,14 +6,23 @@ python -m benchmarks.resume --out benchmarks/results/resume.json [--rounds 5] [-
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-from benchmarks.result_file import installed_versions, write_result_file
-from benchmarks.training_rounds import Setting, Variant, parser_of, ratios, train
+from benchmarks.result_file import ROOT, installed_versions, write_result_file
+from benchmarks.training_loops.clock import read_times
+from benchmarks.training_rounds import (
+    Setting,
+    Variant,
+    parser_of,
+    ratios,
+    training_command,
+    training_environment,
+)
 
 WANTED = 1.2
 COLUMNS = {
@@ -24,11 +33,11 @@ COLUMNS = {
 }
 COLD = "cold, in a new folder"
 _OURS = Variant(name="mirada pretrain", loop="ours")
+_STEPS = 1000
 _SETTING = Setting(
     recipe="configs/smoke/pretrain_vit.yaml",
     global_batch=64,
-    steps=1000,
-    skipped=0,
+    turn=_STEPS,
     settings=("data.val=null", "tracking.uri=off", "train.checkpoint_every=1000 steps"),
 )
 _EPOCH = 93  # steps: 6,000 images in batches of 64
@@ -82,7 +91,7 @@ def _stopped_runs(folder: Path, places: dict[str, int]) -> dict[str, Path]:
     """Run folders whose runs stand at these steps: one run, stopped and copied at each."""
     run, done, stopped = folder / "run", 0, {}
     for name, step in places.items():
-        train(_OURS, _SETTING, run, environment={"STOP_AT": str(step - done)})
+        _train_until(run, step - done)
         stopped[name] = folder / str(step)
         shutil.copytree(run, stopped[name])
         done = step
@@ -94,9 +103,23 @@ def _first_step_s(stopped: Path | None, run: Path) -> float:
     if stopped is not None:
         shutil.copytree(stopped, run)
     start = time.monotonic()
-    times = train(_OURS, _SETTING, run, environment={"STOP_AT": "2"})
+    times = _train_until(run, 2)
     shutil.rmtree(run)
     return times[1] - start
+
+
+def _train_until(out: Path, step: int) -> list[float]:
+    """Trains until a signal in this step of the process stops it; returns when each step began."""
+    done = subprocess.run(
+        training_command(_OURS, _SETTING, steps=_STEPS, out=out),
+        cwd=ROOT,
+        env={**training_environment(_OURS), "STOP_AT": str(step)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the training ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return read_times(out)
 
 
 if __name__ == "__main__":

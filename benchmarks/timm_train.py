@@ -1,3 +1,12 @@
+"""Measures a training from photographs in shards: Mirada against the parts of timm's train script.
+
+python -m benchmarks.photographs CORPORA --only jpeg
+python -m benchmarks.timm_train CORPORA/jpeg --out benchmarks/results/timm_train.json [--minutes 8] [--quick]
+
+timm's script itself is not in its package: benchmarks/training_loops/timm_parts.py is its loop, made of timm's own
+reader of webdataset shards, transforms, loader, task and optimizer. Same shards, model, crops, flips, batch, workers.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -16,14 +25,14 @@ VARIANTS = (
 
 def main(arguments: list[str]) -> int:
     """Writes one row per program."""
-    parser = parser_of(__doc__, rounds=5)
+    parser = parser_of(__doc__, rounds=12)
     parser.add_argument("corpus", type=Path, help="folder of indexed shards of photographs")
     given = parser.parse_args(arguments)
     setting = Setting(
         recipe="benchmarks/timm_train.yaml",
         global_batch=64,
-        steps=70,
-        skipped=20,
+        turn=20,
+        warmup=4,
         settings=(
             f"data.train={given.corpus.resolve()}",
             f"data.image_size={_SIZE}",

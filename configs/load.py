@@ -6,6 +6,8 @@ recipe.yaml (base: [../data/x.yaml]) + ["optim.lr=1e-3"] -> merged mapping + ori
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,12 @@ class Loaded(Generic[Config]):
     def yaml(self) -> str:
         """The effective config, every default written out; fit to be loaded again."""
         return yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of the effective config, every setting of it."""
+        settings = json.dumps(self.config.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
     def annotated_yaml(self) -> str:
         """`yaml()` with the origin of each value as a comment."""

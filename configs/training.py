@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from configs.attention import AttentionConfig
 from configs.base import Duration, DurationField, Section
 from configs.data import DataConfig
 
@@ -20,6 +21,8 @@ class ModelConfig(Section):
     """Keyword arguments of that architecture (``embed_dim``, ``depth``, ``drop_path_rate`` ...)."""
     num_classes: int | None = Field(default=None, ge=1)
     """Default: the number of classes in the data's class map."""
+    attention: AttentionConfig = AttentionConfig()
+    """Kernel, gates, two stages, progressive activation and penalties: docs/systems.md."""
 
 
 class OptimConfig(Section):
@@ -91,6 +94,8 @@ class TrainConfig(Section):
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Decay per step of an exponential moving average of the weights; evaluated and released instead of them."""
     evaluate_every: DurationField = Duration(1, "epochs")
+    evaluate_raw: bool = True
+    """With `ema`, score the weights themselves as well ("val_raw/..."): each evaluation takes twice as long."""
     checkpoint_every: DurationField = Duration(1, "epochs")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=10, ge=1)
@@ -136,6 +141,8 @@ class TrackingConfig(Section):
     experiment: str = "mirada"
     run_name: str | None = None
     """Default: the run folder's name."""
+    parent: str | None = None
+    """Folder of the sweep or search that the run is one of: its run in MLflow is the parent of this one."""
     registry: Annotated[str, AfterValidator(_is_a_model_name)] | None = None
     """Name of the registered MLflow model that the release becomes a version of. Default: it is not registered."""
     tensorboard: bool = False

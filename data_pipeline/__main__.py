@@ -12,6 +12,7 @@ from data_pipeline.inspection.commands import duplicates, verify
 from data_pipeline.inspection.inspect_command import inspect
 from data_pipeline.order.command import order
 from data_pipeline.packing.command import build
+from data_pipeline.packing.options import DESCRIPTION
 from data_pipeline.wording import sizes
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-app.command()(build)
+app.command(help=DESCRIPTION)(build)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,20 @@ from data_pipeline.whole_file import write_whole
 
 INFO_NAME = "_info.json"
 _VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What an index says of its shards beside what they hold."""
+
+    base: str | None = None
+    """Folder or address of the shards, where it is not the folder of the index."""
+    source: str = ""
+    """What they were made from, for people."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Members of the tars that belong to no sample: how many by suffix."""
+    excluded: str = ""
+    """Digest of the samples of the tars that are left out on purpose; empty where none are."""
 
 
 class ShardIndex:
@@ -102,12 +117,10 @@ def write_index(
     classes: Sequence[str],
     shards: Sequence[Shard],
     rows: Mapping[str, NDArray[np.void]],
-    base: str | None = None,
-    source: str = "",
-    ignored: Mapping[str, int] | None = None,
-    excluded: str = "",
+    origin: Origin | None = None,
 ) -> ShardIndex:
-    """Writes an index into `folder`, `_info.json` last; `rows` by shard name, `base` if the shards lie elsewhere."""
+    """Writes an index into `folder`, `_info.json` last; `rows` by shard name, of those that have none there."""
+    origin = origin or Origin()
     folder.mkdir(parents=True, exist_ok=True)
     for shard in shards:
         if shard.name in rows:
@@ -121,12 +134,12 @@ def write_index(
     }
     ours = {
         "version": _VERSION,
-        "base": base,
+        "base": origin.base,
         "classes": list(classes),
         "shards": [{"bytes": shard.num_bytes, "digest": shard.digest} for shard in shards],
-        "source": source,
-        "ignored": dict(ignored or {}),
-        **({"excluded": excluded} if excluded else {}),
+        "source": origin.source,
+        "ignored": dict(origin.ignored),
+        **({"excluded": origin.excluded} if origin.excluded else {}),
     }
     info = {"name": name, "splits": {split: described}, "mirada": ours}
     write_whole(folder / INFO_NAME, json.dumps(info, indent=1))

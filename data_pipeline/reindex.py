@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import INFO_NAME, ShardIndex, open_index, write_index
+from data_pipeline.index import INFO_NAME, Origin, ShardIndex, open_index, write_index
 from data_pipeline.progress import ProgressBar
 from data_pipeline.scan import ScannedShard
 from data_pipeline.shard import Shard, describe_shard
@@ -67,8 +67,10 @@ def index_shards(
         classes=_fitting_classes(classes, rows, keys),
         shards=[shard for shard, _ in described],
         rows=rows,
-        ignored=sum((Counter(scanned.ignored) for _, scanned in described), Counter[str]()),
-        base=None if beside else str(folder.resolve()) if folder is not None else found.base,
+        origin=Origin(
+            ignored=sum((Counter(scanned.ignored) for _, scanned in described), Counter[str]()),
+            base=None if beside else str(folder.resolve()) if folder is not None else found.base,
+        ),
     )
 
 

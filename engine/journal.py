@@ -48,10 +48,13 @@ class Journal:
         self._progress.report(step, values)
         self._stragglers(step, self.meter.stragglers)
 
-    def evaluated(self, step: int, scores: Scores) -> None:
-        """An evaluation of the model after `step`."""
-        self._events.append("evaluation", step=step, values=scores.values())
+    def evaluated(self, step: int, scores: Scores, *, raw_scores: Scores | None = None) -> None:
+        """An evaluation of what would be released after `step`; and of the weights where that is their average."""
+        raw_values = {} if raw_scores is None else raw_scores.values(raw=True)
+        self._events.append("evaluation", step=step, values=scores.values() | raw_values)
         self._progress.note(f"step {step}: {scores}")
+        if raw_scores is not None:
+            self._progress.note(f"step {step}: {raw_scores}  (weights that are not averaged)")
 
     def settled(self, save: Settled) -> None:
         """A checkpoint stands, and would survive a power cut; or it could not be written, and training goes on."""

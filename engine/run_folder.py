@@ -8,32 +8,19 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from configs.base import ConfigError
+from configs.same_run import fixed_settings, free_sibling, refuse_other_run
 from configs.training import RunConfig
 from data_pipeline.whole_file import write_whole
 from engine.world import World
 
-_FREE = (
-    "tracking",
-    "train.ranks",
-    "train.log_every",
-    "train.evaluate_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.max_nonfinite",
-    "train.max_rollbacks",
-    "train.watchdog_s",
-    "data.workers",
-    "data.prefetch",
-)
-"""Settings that may change when a run is resumed, since its weights do not depend on them."""
+_NO_RUN = ("logs", "launch")
+"""What a folder may hold before a run has begun in it: logs, and the record of its submission."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +88,7 @@ def open_run_folder(path: Path, config: RunConfig, world: World, *, fresh: bool 
 
 def config_digest(config: RunConfig) -> str:
     """Fingerprint of the settings that the weights depend on."""
-    settings = dict(_leaves(config.model_dump(mode="json")))
-    fixed = {key: value for key, value in settings.items() if not _is_free(key)}
+    fixed = fixed_settings(config)
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -123,66 +109,21 @@ def start_logging(folder: RunFolder, world: World) -> None:
 def _claim(path: Path, config: RunConfig, *, fresh: bool) -> None:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--out {str(path)!r} is a file; name a folder")
-    if path.exists() and any(p for p in path.iterdir() if p.name != "logs" and not p.name.startswith(".")):
+    if path.exists() and any(
+        p for p in path.iterdir() if p.name not in _NO_RUN and not p.name.startswith(".")
+    ):
         if not (path / "config.yaml").exists():
             raise ConfigError(
                 f"--out {str(path)!r} is not empty and not a run folder (it has no config.yaml); name another folder"
             )
         if fresh:
             _lock(path)
-            path.rename(_free_sibling(path))
+            path.rename(free_sibling(path))
         else:
-            _check_owner(path, config)
+            refuse_other_run(path, config)
     path.mkdir(parents=True, exist_ok=True)
     _lock(path)
     write_whole(path / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def _check_owner(path: Path, config: RunConfig) -> None:
-    """Raises unless the folder's config is this one in all that the weights depend on."""
-    advice = (
-        "resume it with the config it was started with, name another folder with --out, or start afresh with --fresh "
-        "(the old contents move to a numbered folder beside it)"
-    )
-    try:
-        former = type(config).model_validate(yaml.safe_load((path / "config.yaml").read_text()))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"run folder {str(path)!r} belongs to another kind of run ({error}); {advice}"
-        ) from error
-    differences = _differences(former.model_dump(mode="json"), config.model_dump(mode="json"))
-    if differences:
-        raise ConfigError(
-            f"run folder {str(path)!r} belongs to another config: {'; '.join(differences)}; {advice}"
-        )
-
-
-def _differences(former: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    then, now = dict(_leaves(former)), dict(_leaves(present))
-    return [
-        f"{key} is {then.get(key)!r} there and {now.get(key)!r} here"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key) and not _is_free(key)
-    ]
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _is_free(key: str) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in _FREE)
-
-
-def _free_sibling(path: Path) -> Path:
-    number = 1
-    while (sibling := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
-    return sibling
 
 
 _HELD: list[int] = []

@@ -21,12 +21,13 @@ from engine.events import EventLog
 from engine.journal import Journal
 from engine.meters import Meter
 from engine.objective import Objective
+from engine.penalized import Penalized
 from engine.planning.accelerator import peak_flops
 from engine.progress import Progress
 from engine.results.evaluate import Evaluator
 from engine.results.labelled_sample import LabelledSample
 from engine.results.probe import FeatureEvaluator
-from engine.results.release import write_release
+from engine.results.release import Origin, write_release
 from engine.run_event import describe_run
 from engine.run_folder import RunFolder, open_run_folder, start_logging
 from engine.saving.checkpoint import CheckpointStore
@@ -46,7 +47,8 @@ from engine.trainer import Outcome, Trainer, seed_ranks
 from engine.world import World, close_world, init_world
 from models.complexity import count_own_flops, train_flops_per_image
 from models.dry_step import Forward, call_model
-from models.pretext import released_part
+from models.kernel_report import layers_by_kernel, report_kernels
+from models.pretext import encoder_of, released_part
 
 
 class Session:
@@ -84,20 +86,25 @@ class Session:
         self._folder: RunFolder | None = None
         self._events = EventLog(None)
         self._run_id = ""
+        self._kernels: dict[str, str] = {}
         self._flops_per_image: float | None = None
         self._peak_flops: float | None = None
         self._system_metrics: SystemMetrics | None = None
         self._progress = Progress(command.out.name, quiet=not world.is_main)
 
-    def count_flops(
+    def examine(
         self, model: nn.Module, *, forward: Forward = call_model, frozen: nn.Module | None = None
     ) -> None:
-        """Lets the meter tell "perf/mfu" where the device's peak is known; before the model is sharded."""
-        data = self.config.data
-        self._peak_flops = peak_flops(self.world.device, self.config.train.precision)
+        """Finds out the kernels of its attention, and its operations, for "perf/mfu" where the device's peak is known.
+
+        Before the model is sharded. A kernel that is wished for and cannot be had is a ConfigError.
+        """
+        data, device, precision = self.config.data, self.world.device, self.config.train.precision
+        shape = (data.channels, data.image_size, data.image_size)
+        self._kernels = report_kernels(model, shape, device=device, precision=precision, forward=forward)
+        self._peak_flops = peak_flops(device, precision)
         if self._peak_flops is None or data.progressive:  # NOTE: the number is of one image size
             return
-        shape = (data.channels, data.image_size, data.image_size)
         self._flops_per_image = train_flops_per_image(model, shape, forward=forward)
         if frozen is not None:
             self._flops_per_image += count_own_flops(frozen)
@@ -118,6 +125,9 @@ class Session:
             keep=self.config.train.keep_checkpoints,
             run_digest=self._folder.digest,
         )
+        penalties = self.config.model.attention.regularize
+        if penalties:
+            objective = Penalized(objective, encoder_of(engine.module), penalties)
         seed_ranks(self.config.train.seed, self.world.rank)
         return Trainer(
             engine=engine,
@@ -152,7 +162,12 @@ class Session:
             self._command, self.config, self.world, folder, self.index, val_index=self._val_index
         )
         self._run_id = start["run_id"]
-        self._events.append("run", **start)
+        self._events.append("run", **start, total_steps=self._timetable.total_steps)
+        if self._kernels:
+            kernels = layers_by_kernel(self._kernels)
+            self._events.append("kernels", kernels=kernels)
+            counts = [f"{kernel} in {len(layers)} layers" for kernel, layers in kernels.items()]
+            self._progress.note(f"attention: {', '.join(counts)}")
         start_follower(folder.path)
         if self.config.tracking.system_metrics:
             first = count_samples(folder.events)
@@ -168,14 +183,18 @@ class Session:
         if self._val_loader is None:
             return None
         data, batches = self.config.data, self.stop.between(self._val_loader, self.world)
+        scores_raw = self.config.train.evaluate_raw
         if probe is None:
-            return Evaluator(batches=batches, mean=data.mean, std=data.std, world=self.world)
+            return Evaluator(
+                batches=batches, mean=data.mean, std=data.std, world=self.world, scores_raw=scores_raw
+            )
         sample = LabelledSample(self.index, data, size=probe.max_images)
         return FeatureEvaluator(
             batches=batches,
             mean=data.mean,
             std=data.std,
             world=self.world,
+            scores_raw=scores_raw,
             train_batches=self.stop.between(self._eval_loader(sample), self.world),
             num_train=sample.num_samples,
             num_classes=len(sample.classes),
@@ -234,10 +253,12 @@ class Session:
             weights=weights,
             config=self.config,
             classes=self.index.classes if model is engine.module else (),  # an encoder tells none apart
-            command=str(self._command),
-            run_id=self._run_id,
-            data_digest=self.index.digest,
-            step=outcome.step,
+            origin=Origin(
+                command=str(self._command),
+                run_id=self._run_id,
+                data_digest=self.index.digest,
+                step=outcome.step,
+            ),
             scores=outcome.scores,
         )
         scores = {} if outcome.scores is None else outcome.scores.values()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from configs.base import ConfigError, Duration
 from configs.training import RunConfig
+from models.progressive import Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class Timetable:
     schedule: str
     peak_lr: float
     min_lr: float
+    activation: Activation | None = None
+    """When the layers of `model.attention.progressive` come in."""
 
     @classmethod
     def of(cls, config: RunConfig, *, steps_per_epoch: int) -> Timetable:
@@ -66,6 +70,7 @@ class Timetable:
             schedule=schedule.name,
             peak_lr=config.optim.lr,
             min_lr=schedule.min_lr,
+            activation=_activation(config, steps, total_steps=total_steps),
         )
 
     def learning_rate(self, step: int) -> float:
@@ -82,3 +87,25 @@ class Timetable:
     def is_due(self, every: int, step: int) -> bool:
         """Whether something done `every` so many steps, and at the end, is due after `step` steps."""
         return step % every == 0 or step == self.total_steps
+
+
+def _activation(
+    config: RunConfig, steps: Callable[[str, Duration], int], *, total_steps: int
+) -> Activation | None:
+    progressive = config.model.attention.progressive
+    if progressive is None:
+        return None
+    where = "model.attention.progressive"
+    over_steps = steps(f"{where}.over", progressive.over)
+    if over_steps > total_steps:
+        raise ConfigError(
+            f"{where}.over: '{progressive.over}' is {over_steps} steps, the whole run ('{config.train.duration}') is "
+            f"{total_steps}; make it shorter, so that all layers are there in the end"
+        )
+    fade_steps = None if progressive.fade is None else steps(f"{where}.fade", progressive.fade)
+    if fade_steps is not None and fade_steps > over_steps:
+        raise ConfigError(
+            f"{where}.fade: one layer ('{progressive.fade}', {fade_steps} steps) cannot take longer than all "
+            f"('{progressive.over}', {over_steps} steps); make it shorter"
+        )
+    return Activation(over_steps=over_steps, fade_steps=fade_steps, start=progressive.start)

@@ -21,6 +21,7 @@ from engine.survival.preempt import Stopped, StopSignal, exit_code
 from engine.survival.safeguards import Safeguards
 from engine.survival.watchdog import COMMUNICATING
 from engine.timetable import Timetable
+from models.progressive import AttentionSwitches
 
 
 class Loader(Protocol):
@@ -79,6 +80,9 @@ class Trainer:
         self._watchdog = safeguards.watchdog
         self._rollback = safeguards.rollback
         self._evaluator = evaluator
+        self._switches: AttentionSwitches | None = None
+        if timetable.activation is not None:
+            self._switches = AttentionSwitches(engine.module, timetable.activation)
         self._batches: Iterator[Batch] = iter(())
         self._step = 0
         self._batch_index = 0  # of the next global batch; ahead of the step by the batches that were left out
@@ -114,6 +118,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> None:
         engine = self._engine
+        self._switch_attention()
         micro_batches = batch.split(engine.micro_batch)
         for index, micro_batch in enumerate(micro_batches):
             self._watchdog.beat(self._step, "in forward")
@@ -167,16 +172,29 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Scores, unless a signal comes first: then the evaluation is left to the next start."""
-        if self._evaluator is not None:
-            self._watchdog.beat(self._step, "evaluating")
+        evaluator = self._evaluator
+        if evaluator is not None:
+            also_raw = self._engine.has_average and evaluator.scores_raw
             try:
-                with self._meter.paused(), self._engine.evaluation() as model:
-                    self._scores = self._evaluator.scores(model)
+                scores = self._score(evaluator)
+                raw_scores = self._score(evaluator, raw=True) if also_raw else None
             except Stopped:
                 return
-            self._journal.evaluated(self._step, self._scores)
+            self._scores = scores
+            self._journal.evaluated(self._step, scores, raw_scores=raw_scores)
             self._journal.list_bad_samples(self._engine.world)
         self._evaluated_step = self._step
+
+    def _score(self, evaluator: Evaluator, *, raw: bool = False) -> Scores:
+        self._watchdog.beat(self._step, "evaluating")
+        self._switch_attention()
+        with self._meter.paused(), self._engine.evaluation(raw=raw) as model:
+            return evaluator.scores(model)
+
+    def _switch_attention(self) -> None:
+        """What is on at this step, and nothing else, decides: so a run that was interrupted computes the same."""
+        if self._switches is not None:
+            self._switches.follow(self._step)
 
     def _save(self) -> None:
         self._watchdog.beat(self._step, "saving")
@@ -197,6 +215,7 @@ class Trainer:
             self._journal.settled(settled)
 
     def _resume_or_start(self) -> None:
+        self._engine.on_progress = lambda: self._watchdog.beat(self._step, "converting a checkpoint")
         checkpoint = self._checkpoints.load_newest(self._engine)
         if checkpoint is not None:
             self._go_on_from(checkpoint)

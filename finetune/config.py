@@ -25,8 +25,8 @@ class AttentionConfig(Section):
     teacher_layers: tuple[int, ...] = (-1,)
     """Teacher blocks whose attention maps are averaged; negative counts from the last."""
     student_stages: tuple[int, ...] = (-2,)
-    """Student stages (of timm's ``feature_info``: the stem is 0) whose energy maps are compared with it; negative
-    counts from the last."""
+    """Student stages (of timm's ``feature_info``: the stem is 0) whose energy maps are compared with it, of a
+    Transformer the attention layers; negative counts from the last."""
 
 
 class TeacherConfig(Section):

@@ -20,7 +20,7 @@ def run(command: Command) -> int:
     with open_session(command, config) as session:
         student = _build_student(config, session)
         teacher = _load_teacher(config, session)
-        session.count_flops(student, frozen=None if teacher is None else teacher.network)
+        session.examine(student, frozen=None if teacher is None else teacher.network)
         engine = build_engine(student, config, session.world)
         objective = DistillObjective(
             engine.module,

@@ -1,14 +1,15 @@
-"""attend(): softmax attention on the fastest kernel that can compute it; the only importer of flash_attn.
+"""attend(): softmax attention on the fastest kernel that can compute it.
 
 Shapes: B batch, H heads, N queries, M keys, D head width; q is [B, H, N, D], k and v are [B, H, M, D] and bias is
-[B or 1, H or 1, N, M].
+[G, H or 1, N or 1, M], where G divides B and item b has the bias of b mod G: one for all, one each, or between them one
+for each window of an image, which lie beside each other in the batch.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,52 +17,127 @@ from timm.layers.attention import Attention
 from torch import Tensor, nn
 
 from configs.base import ConfigError
+from models.blocked_attention import attend_in_blocks
+from models.flash import DTYPES, attend_flash, flash_obstacle
 
 Kernel = Literal["auto", "flash", "sdpa", "math"]
+"""What can be wished for."""
+Chosen = Literal["flash", "sdpa", "blocked", "math"]
+"""What is taken; blocked is for a learned bias on a CPU (models/blocked_attention.py)."""
 
-_FLASH_DTYPES = (torch.float16, torch.bfloat16)
-_FLASH_MAX_WIDTH = 256
 
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    kernel: Kernel = "auto",
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale q k^T + bias) v as [B, H, N, D]; `scale` is 1 / sqrt(D) unless it is given.
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kernel: Kernel = "auto") -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v as [B, H, N, D]; ``auto`` is flash where it is usable, else SDPA.
-
-    A kernel asked for by name that cannot do it is a ConfigError with the reason, never a silent fallback.
+    ``auto`` is flash where it is usable, else torch's SDPA. A kernel asked for by name that cannot do it is a
+    ConfigError with the reason, never a silent fallback. Autocast lowers the inputs, as it does those of SDPA.
     """
-    chosen = choose_kernel(q, k, v, bias, kernel=kernel)
-    if chosen == "flash":
-        return _attend_flash(q, k, v)
-    if chosen == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return _attend_math(q, k, v, bias)
+    q, k, v = (_autocast(x) for x in (q, k, v))
+    if bias is not None:
+        # Without gradients a learned bias is a constant, which more kernels take.
+        bias = _autocast(bias if torch.is_grad_enabled() else bias.detach())
+    call = AttendCall(q, k, v, bias, kernel, q.shape[-1] ** -0.5 if scale is None else scale)
+    if _stand_in is not None:
+        return _stand_in(call)
+    return _KERNELS[choose_kernel(q, k, v, bias, kernel=kernel)](call)
+
+
+class AttendCall(NamedTuple):
+    """What attend() was called with."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    kernel: Kernel
+    scale: float
 
 
 def choose_kernel(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kernel: Kernel = "auto"
-) -> Literal["flash", "sdpa", "math"]:
+) -> Chosen:
     """The kernel that attend() takes for these inputs."""
     if kernel not in ("auto", "flash", "sdpa", "math"):
         raise ConfigError(f"attention kernel {kernel!r}: allowed are 'auto', 'flash', 'sdpa' and 'math'")
     if kernel in ("sdpa", "math"):
         return kernel
+    if q.device.type == "meta":  # shapes alone: nothing is computed, whatever was wished for
+        return "sdpa"
     obstacle = _flash_obstacle(q, k, v, bias)
-    if kernel == "flash" and obstacle is not None:
+    if obstacle is None:
+        return "flash"
+    if kernel == "flash":
         raise ConfigError(
             f"attention kernel 'flash' cannot be used: {obstacle}; 'auto' takes the fastest kernel that can"
         )
-    return "sdpa" if obstacle is not None else "flash"
+    is_learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return "blocked" if is_learned and q.device.type == "cpu" else "sdpa"
 
 
-def use_attend(model: nn.Module) -> nn.Module:
-    """Lets the ViT attention of a timm model run on attend(), in place; parameters and their names stay as they are."""
-    for module in model.modules():
-        if type(module) is Attention:
-            module.__class__ = _AttendAttention
+def any_kernel() -> AbstractContextManager[None]:
+    """Within, no wish is insisted on: for a trial on another device than that of the run."""
+    return standing_in(_attend_sdpa)
+
+
+@contextmanager
+def standing_in(function: Callable[[AttendCall], Tensor]) -> Iterator[None]:
+    """Within, attend() gives its calls to `function`: for runs in shapes, which watch or stand for other devices."""
+    global _stand_in
+    before, _stand_in = _stand_in, function
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
+_stand_in: Callable[[AttendCall], Tensor] | None = None
+
+
+def use_attend(model: nn.Module, kernel: Kernel = "auto") -> nn.Module:
+    """Lets the attention of a timm ViT or Swin run on attend(), in place; parameters and their names stay as they are.
+
+    Other layers of timm keep their own SDPA, or their formula where `kernel` is math. A wish that some layer cannot
+    meet, or that meets no layer at all, is a ConfigError.
+    """
+    ours = _layer_classes()
+    layers: list[Any] = list(attention_layers(model).values())
+    for layer in layers:
+        if type(layer) in ours:
+            layer.__class__ = ours[type(layer)]
+    others = [layer for layer in layers if not hasattr(layer, "kernel")]
+    if kernel != "auto":
+        _check_wish(model, kernel, layers, others)
+        for layer in others:
+            layer.fused_attn = kernel == "sdpa"
+    for layer in filter(lambda layer: type(layer) in ours.values(), layers):
+        layer.kernel = kernel
     return model
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with attention heads by name: modules with ``num_heads`` that have none such within."""
+    named = {name: module for name, module in model.named_modules() if _has_heads(module)}
+    return {name: module for name, module in named.items() if sum(map(_has_heads, module.modules())) == 1}
+
+
+def wished_kernel(model: nn.Module) -> Kernel:
+    """What `use_attend` was last told; auto where it was not called, or found nothing."""
+    wishes = (module.kernel for module in model.modules() if isinstance(module, _AttendAttention))
+    return next(wishes, "auto")
 
 
 class _AttendAttention(Attention):
     """timm's attention with its fused branch on attend(); masks, dropout and `fused_attn = False` stay timm's."""
+
+    kernel: Kernel = "auto"
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         drops = self.training and self.attn_drop.p > 0
@@ -70,50 +146,98 @@ class _AttendAttention(Attention):
             return out
         b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = attend(self.q_norm(q), self.k_norm(k), v).transpose(1, 2).reshape(b, n, self.attn_dim)
-        mixed = self.norm(mixed)
+        mixed = attend(self.q_norm(q), self.k_norm(k), v, kernel=self.kernel)
+        mixed = self.norm(mixed.transpose(1, 2).reshape(b, n, self.attn_dim))
         if self.gate is not None:
             mixed = mixed * self.gate(x).sigmoid()
         projected: Tensor = self.proj_drop(self.proj(mixed))
         return projected
 
 
+def _layer_classes() -> Mapping[type[nn.Module], type[nn.Module]]:
+    """Layers of timm, and what they become."""
+    # Here, since Swin's layers are built on attend().
+    from models.swin_attention import SWIN_LAYERS
+
+    return {Attention: _AttendAttention, **SWIN_LAYERS}
+
+
+def _has_heads(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "num_heads", None), int)
+
+
+def _check_wish(model: nn.Module, kernel: Kernel, layers: list[Any], others: list[Any]) -> None:
+    what, name = f"model.attention.kernel is {kernel!r}", type(model).__name__
+    if not layers:
+        raise ConfigError(f"{what}, but {name} has no attention with heads; leave it out")
+    cannot = {type(x).__name__ for x in others if kernel == "flash" or not hasattr(x, "fused_attn")}
+    if cannot and kernel != "math":
+        raise ConfigError(
+            f"{what}, but {' and '.join(sorted(cannot))} of {name} cannot be given it (the attention of timm's ViT and "
+            "Swin can); leave it out, and the layer takes timm's own choice"
+        )
+
+
+def _autocast(x: Tensor) -> Tensor:
+    kind = x.device.type
+    if x.dtype == torch.float64 or kind == "meta" or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def _flash_obstacle(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str | None:
-    """Why the flash_attn package cannot compute this, or None; cheap tests come first, the import last."""
+    """Why FlashAttention cannot compute this, or None; cheap tests come first, the import last."""
     if bias is not None:
         return "it takes no additive bias"
     if q.device.type != "cuda":
         return f"the tensors are on {q.device.type!r} and it runs on CUDA only"
-    if q.dtype not in _FLASH_DTYPES or not q.dtype == k.dtype == v.dtype:
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         kinds = f"{q.dtype}, {k.dtype}, {v.dtype}"
         return f"it computes in float16 or bfloat16, and q, k, v are {kinds} (see train.precision: bf16)"
-    if max(q.shape[-1], v.shape[-1]) > _FLASH_MAX_WIDTH:
-        return f"heads are {max(q.shape[-1], v.shape[-1])} wide and it takes at most {_FLASH_MAX_WIDTH}"
-    return _load_flash()[1]
+    return flash_obstacle(q.device, max(q.shape[-1], v.shape[-1]))
 
 
-def _attend_flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    function = _load_flash()[0]
-    if function is None:
-        raise RuntimeError("flash_attn vanished between the choice of the kernel and its use")
-    # flash_attn wants [B, N, H, D].
-    out: Tensor = function(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2)
+def _attend_flash(call: AttendCall) -> Tensor:
+    out: Tensor = attend_flash(call.q, call.k, call.v, scale=call.scale)
+    return out
 
 
-@functools.cache
-def _load_flash() -> tuple[Callable[..., Tensor] | None, str | None]:
-    """The package's function, or why there is none (a wheel built for another torch: ImportError or OSError)."""
-    try:
-        from flash_attn import flash_attn_func
-    except (ImportError, OSError) as error:
-        return None, f"the package flash_attn does not import ({error})"
-    return flash_attn_func, None
+def _attend_sdpa(call: AttendCall) -> Tensor:
+    q, k, v, bias = folded(call)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=call.scale)
+    return out.reshape(*call.q.shape[:3], v.shape[-1])
 
 
-def _attend_math(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+def _attend_blocked(call: AttendCall) -> Tensor:
+    q, k, v, bias = call[:4]
+    if bias is None:
+        raise RuntimeError("attention in blocks is for a bias, and there is none")
+    whole = bias.expand(-1, q.shape[1], q.shape[2], k.shape[2])
+    return attend_in_blocks(q, k, v, whole, scale=call.scale)
+
+
+def _attend_math(call: AttendCall) -> Tensor:
+    q, k, v, bias = folded(call)
+    scores = (q * call.scale) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    mixed: Tensor = scores.softmax(dim=-1) @ v
-    return mixed
+    mixed = scores.softmax(dim=-1) @ v
+    return mixed.reshape(*call.q.shape[:3], v.shape[-1])
+
+
+def folded(call: AttendCall) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """q, k, v and bias where 1 < G < B as [B / G, G H, ...], which broadcasts: no bias is copied for each image."""
+    q, k, v, bias = call[:4]
+    if bias is None or bias.shape[0] in (1, q.shape[0]):
+        return q, k, v, bias
+    groups, heads = bias.shape[0], q.shape[1]
+    q, k, v = (x.unflatten(0, (-1, groups)).flatten(1, 2) for x in (q, k, v))
+    return q, k, v, bias.expand(-1, heads, -1, -1).flatten(0, 1).unsqueeze(0)
+
+
+_KERNELS: dict[Chosen, Callable[[AttendCall], Tensor]] = {
+    "flash": _attend_flash,
+    "sdpa": _attend_sdpa,
+    "blocked": _attend_blocked,
+    "math": _attend_math,
+}

@@ -1,138 +1,95 @@
-"""Where a network looks: one map per image, from a ViT's attention or from a CNN's activations, fused kernels left on.
+"""Where a network looks, by one call on any network of timm or ours; fused kernels stay on.
 
-    with AttentionMaps(vit, layers=(-1,)) as maps:     # or EnergyMaps, RelativeAttentionMaps; open_maps() picks
+    (last,) = look(model, images)                      # float32 [B, gh, gw]
+    with open_maps(vit, layers=(-1,)) as maps:         # the same around a forward of one's own, gradients included
         logits = vit(images)
-    (last,) = maps.take()                              # float32 [B, gh, gw], sums to 1 over the grid
+    (last,) = maps.take()
 
-A fused kernel never forms the N x N attention matrix, and nothing here does either. What a picture or a distillation
-loss needs is one row of it: from the q of one query and all k, which the block computes anyway and which forward hooks
-on its q_norm and k_norm see. The hook on q_norm keeps H x D numbers per image, the one on k_norm turns them into H x N
-scores and keeps their mean over heads: O(N) memory beside the O(N D) of k itself, and O(N D) operations where the
-block's attention has O(N^2 D).
+What there is, the first of a network being what ``auto`` takes:
 
-Shapes: B batch, H heads, N tokens (prefix tokens first), D head width, gh x gw token grid.
+| network | of | the map | cost beside the forward |
+| --- | --- | --- | --- |
+| ViT | row | what the class token, else the mean query, attends to | O(N D) a layer |
+| ViT | column_mass | the mean attention each token receives | O(N^2 D) a layer |
+| ViT | rollout | the row, rolled out down to the first layer | O(N^2 D) times layers |
+| Swin | column_mass | the same within windows, put together | O(N n D) a layer |
+| CoAtNet | column_mass | the same with relative positions | O(N^2 D) a layer |
+| CNN, Swin | energy | mean square of a stage's channels | O(N D) a stage |
+| CNN with CBAM or GC | gate | its spatial gates | none |
+
+Maps of attention leave prefix tokens (class, registers) out and sum to 1. None forms an N x N tensor, and neither does
+its backward.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
-from timm.layers.attention import Attention
-from timm.models import MaxxVit, VisionTransformer
+from timm.models import MaxxVit, SwinTransformer, SwinTransformerV2, VisionTransformer
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from configs.base import ConfigError
-from models.energy_maps import EnergyMaps, stage_names
-from models.map_hooks import MapHooks, pick
+from models.energy_maps import EnergyMaps
+from models.gate_maps import GateMaps
+from models.map_hooks import MapHooks
 from models.relative_attention import RelativeAttentionMaps
+from models.swin_maps import SwinMaps
+from models.vit_maps import AttentionMaps, ColumnMassMaps, RolloutMaps
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
+Of = Literal["auto", "row", "column_mass", "rollout", "gate", "energy"]
 
-Query = Literal["auto", "cls", "mean"]
+_Maker = Callable[[nn.Module, Sequence[int]], MapHooks]
+
+_VIT: dict[str, _Maker] = {"row": AttentionMaps, "column_mass": ColumnMassMaps, "rollout": RolloutMaps}
+_ATTENTION: tuple[tuple[tuple[type[nn.Module], ...], dict[str, _Maker]], ...] = (
+    ((VisionTransformer, Eva), _VIT),
+    ((SwinTransformer, SwinTransformerV2), {"column_mass": SwinMaps}),
+    ((MaxxVit,), {"column_mass": RelativeAttentionMaps}),
+)
+"""By the first class that a network is of: the first of its maps is what ``auto`` takes."""
+_ANY: dict[str, _Maker] = {"energy": EnergyMaps, "gate": GateMaps}
 
 
-class AttentionMaps(MapHooks):
-    """What the pooled output of a timm VisionTransformer (hybrids too) attends to, in the blocks asked for.
+@torch.no_grad()
+def look(
+    model: nn.Module, images: Tensor, *, layers: Sequence[int] = (-1,), of: Of = "auto"
+) -> tuple[Tensor, ...]:
+    """One map [B, h, w] for each layer asked for, from normalized images [B, C, H, W], in evaluation mode.
 
-    The row of the class token where the head reads it, else that of the mean query over patch tokens. The softmax runs
-    over all tokens and is averaged over heads; then prefix tokens (class, registers) are removed and the rest is made
-    to sum to 1.
+    Raises ConfigError where the network has no such map or layer.
     """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with open_maps(model.eval(), layers, of=of) as maps:
+            model(images)
+    finally:
+        for module, was_training in modes:  # one by one: parts of a network may be frozen in evaluation mode
+            module.training = was_training
+    return maps.take()
 
-    kind = "attention"
 
-    def __init__(self, model: nn.Module, layers: Sequence[int] = (-1,), *, query: Query = "auto") -> None:
-        blocks = _attention_blocks(model)
-        super().__init__(pick(blocks, layers, what="attention in layers"))
-        self._model = cast(Any, model)
-        self._use_cls = _reads_class_token(model) if query == "auto" else query == "cls"
-        self._prefix = int(self._model.num_prefix_tokens)
-        if self._use_cls and not self._model.has_class_token:
-            raise ConfigError(
-                "a class token's attention is asked for, but the model has none: use query 'mean'"
-            )
-        self._rows: dict[int, Tensor] = {}
-        self._image_shape: tuple[int, int] | None = None
-
-    def __enter__(self) -> Self:
-        self._keep(self._model.patch_embed.register_forward_pre_hook(self._on_images))
-        return super().__enter__()
-
-    def _attach(self, index: int, module: nn.Module) -> None:
-        attention: Any = module
-        self._keep(attention.q_norm.register_forward_hook(partial(self._on_queries, index)))
-        self._keep(attention.k_norm.register_forward_hook(partial(self._on_keys, index, attention.scale)))
-
-    def _on_images(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._image_shape = (inputs[0].shape[-2], inputs[0].shape[-1])
-
-    def _on_queries(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], q_BHND: Tensor) -> None:
-        self._rows[index] = (
-            q_BHND[:, :, 0].float() if self._use_cls else q_BHND[:, :, self._prefix :].float().mean(dim=2)
+def open_maps(model: nn.Module, layers: Sequence[int], *, of: Of = "auto") -> MapHooks:
+    """Maps of a forward within a `with` block; ``auto``: attention where it is over the image, else energy."""
+    attention = _attention_of(model)
+    if of == "auto":
+        return next(iter((attention or _ANY).values()))(model, layers)
+    offered = attention | _ANY
+    if of not in offered:
+        raise ConfigError(
+            f"{type(model).__name__} has no map of {of!r}; it may have {', '.join(map(repr, offered))}"
         )
-
-    def _on_keys(
-        self, index: int, scale: float, module: nn.Module, inputs: tuple[Tensor, ...], k_BHND: Tensor
-    ) -> None:
-        # Autocast would undo float32 in the product.
-        with torch.autocast(k_BHND.device.type, enabled=False):
-            q_BHD1 = self._rows.pop(index).unsqueeze(-1) * scale
-            row_BN = (k_BHND.float() @ q_BHD1).squeeze(-1).softmax(dim=-1).mean(dim=1)
-        patches = row_BN[:, self._prefix :]
-        shares = patches / patches.sum(dim=1, keepdim=True)
-        self._seen[index] = shares.reshape(-1, *self._grid(shares.shape[1]))
-
-    def _grid(self, num_patches: int) -> tuple[int, int]:
-        embed = self._model.patch_embed
-        grid: tuple[int, int] | None = embed.grid_size
-        if (grid is None or math.prod(grid) != num_patches) and self._image_shape is not None:
-            grid = embed.dynamic_feat_size(self._image_shape)
-        if grid is None or math.prod(grid) != num_patches:
-            raise RuntimeError(
-                f"{num_patches} patch tokens do not fill the grid {grid}: patch dropout is on; maps need eval mode"
-            )
-        return (int(grid[0]), int(grid[1]))
-
-
-def open_maps(model: nn.Module, layers: Sequence[int]) -> MapHooks:
-    """The maps a network has to offer: attention for a Transformer, the energy of stages for everything else."""
-    if isinstance(model, (VisionTransformer, MaxxVit)):
-        return open_attention(model, layers)
-    return EnergyMaps(model, layers)
+    return offered[of](model, layers)
 
 
 def open_attention(model: nn.Module, layers: Sequence[int]) -> MapHooks:
     """The attention maps of a Transformer; ConfigError for a network without attention over the whole image."""
-    if isinstance(model, MaxxVit):
-        return RelativeAttentionMaps(model, layers)
-    return AttentionMaps(model, layers)
+    if not _attention_of(model):
+        return AttentionMaps(model, layers)  # says what there is instead
+    return open_maps(model, layers)
 
 
-def _attention_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    if not isinstance(model, VisionTransformer):
-        raise ConfigError(
-            f"{type(model).__name__} has no attention row to show: a timm VisionTransformer or CoAtNet is needed; "
-            f"its stages ({', '.join(stage_names(model)) or 'none'}) have energy maps"
-        )
-    found: list[tuple[str, nn.Module]] = [
-        (name, module)
-        for name, module in model.blocks.named_modules(prefix="blocks")
-        if isinstance(module, Attention)
-    ]
-    if not found:
-        kinds = sorted(
-            {type(module).__name__ for module in model.blocks.modules() if "Att" in type(module).__name__}
-        )
-        raise ConfigError(
-            f"no attention of timm's plain kind in the model's blocks; there is {', '.join(kinds) or 'none at all'}"
-        )
-    return found
-
-
-def _reads_class_token(model: Any) -> bool:
-    return model.global_pool == "token" and bool(model.has_class_token)
+def _attention_of(model: nn.Module) -> dict[str, _Maker]:
+    return next((maps for kinds, maps in _ATTENTION if isinstance(model, kinds)), {})

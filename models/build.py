@@ -11,16 +11,21 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import get_arch_name, get_pretrained_cfg
 from torch import nn
 
 import models.residual_vit  # noqa: F401  # registers our own architectures beside timm's
+from configs.attention import AttentionConfig
 from configs.base import ConfigError
 from configs.training import ModelConfig
-from models.attention import use_attend
+from models.attention import any_kernel
+from models.systems import apply_attention
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+SIGNATURE = "mirada"
+"""Key of a release's config that timm leaves alone."""
 
 # What timm, fed with arguments that do not fit an architecture, has been seen to raise.
 _BUILD_ERRORS = (
@@ -76,6 +81,7 @@ def build_model(
     args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     try:
         model = _create(config.name, pretrained=False, any_size=bool(other_sizes), **args)
+        apply_attention(model, config.attention)
         _check_forward(model, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     except _BUILD_ERRORS as error:
         raise ConfigError(
@@ -86,12 +92,13 @@ def build_model(
     _describe_input(
         model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
     )
-    return use_attend(model)
+    return model
 
 
 def load_release(reference: str) -> nn.Module:
     """A trained network: a release folder, a run folder with a release, or a reference of timm's own."""
-    return _create_from(resolve_release(reference), reference)
+    resolved = resolve_release(reference)
+    return _create_from(resolved, reference, _release_attention(resolved))
 
 
 def build_from_release(
@@ -118,8 +125,14 @@ def build_from_release(
             f"model.name is {config.name!r}, but checkpoint {reference!r} holds a {architecture!r}: "
             f"set model.name to what the checkpoint holds"
         )
+    gates = _release_attention(resolved).gates
+    if gates is not None and gates != config.attention.gates:
+        raise ConfigError(
+            f"checkpoint {reference!r} has gates: set model.attention.gates to what it was trained with, "
+            f"{gates.model_dump(mode='json', exclude_defaults=True)}"
+        )
     args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
-    model = _create_from(resolved, reference, any_size=bool(other_sizes), **args)
+    model = _create_from(resolved, reference, config.attention, any_size=bool(other_sizes), **args)
     _check_other_sizes(model, config.name, num_classes=num_classes, in_chans=in_chans, sizes=other_sizes)
     _describe_input(
         model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
@@ -210,7 +223,8 @@ def _with_tuples(value: Any) -> Any:
 def _check_forward(model: nn.Module, *, num_classes: int, in_chans: int, image_size: int) -> None:
     """One image through the model: args that build but do not fit the image fail here, not in the first step."""
     was_training = model.training
-    shape = tuple(model.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape)
+    with any_kernel():
+        shape = tuple(model.eval()(torch.zeros(1, in_chans, image_size, image_size)).shape)
     model.train(was_training)
     if shape != (1, num_classes):
         raise ValueError(f"its output has the shape {shape} instead of {(1, num_classes)}")
@@ -268,7 +282,12 @@ def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     return dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
 
 
-def _create_from(resolved: str, reference: str, *, any_size: bool = False, **args: Any) -> nn.Module:
+def _create_from(
+    resolved: str, reference: str, attention: AttentionConfig, *, any_size: bool = False, **args: Any
+) -> nn.Module:
+    has_gates = _release_attention(resolved).gates is not None
+    if has_gates:
+        args["pretrained_strict"] = False  # timm's network has no place for them yet
     try:
         model = _create(resolved, pretrained=True, any_size=any_size, **args)
     except SafetensorError as error:
@@ -281,7 +300,21 @@ def _create_from(resolved: str, reference: str, *, any_size: bool = False, **arg
         ) from error
     except _BUILD_ERRORS as error:
         raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {_first_line(error)}") from error
-    return use_attend(model)
+    own = set(model.state_dict())
+    apply_attention(model, attention)
+    if has_gates:
+        added = [name for name in model.state_dict() if name not in own]
+        _load_added(model, added, Path(resolved.removeprefix("local-dir:")) / WEIGHTS_FILE)
+    return model
+
+
+def _load_added(model: nn.Module, names: Sequence[str], path: Path) -> None:
+    """The weights of layers that timm's network of this name has not."""
+    weights = load_file(path)
+    missing = [name for name in names if name not in weights]
+    if missing:
+        raise ConfigError(f"{str(path)!r} has no weights {', '.join(missing)}: copy or release it again")
+    model.load_state_dict({name: weights[name] for name in names}, strict=False)
 
 
 def _timm_reference(reference: str) -> str:
@@ -306,6 +339,17 @@ def _release_architecture(resolved: str) -> str | None:
             f"{CONFIG_FILE} of {resolved!r} is no JSON ({error}): copy or release it again"
         ) from error
     return str(content.get("architecture"))
+
+
+def _release_attention(resolved: str) -> AttentionConfig:
+    """What a release of ours says of the attention its network was trained with."""
+    if not resolved.startswith("local-dir:"):
+        return AttentionConfig()
+    try:
+        content = json.loads((Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE).read_text())
+    except json.JSONDecodeError:
+        return AttentionConfig()  # timm reads the same file, and says what is wrong with it
+    return AttentionConfig.model_validate(content.get(SIGNATURE, {}).get("attention", {}))
 
 
 def _first_line(error: BaseException) -> str:

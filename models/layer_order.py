@@ -18,4 +18,6 @@ def layer_order(model: nn.Module) -> dict[str, int]:
             f"optim.layer_decay: {type(model).__name__} does not say how its layers are ordered; leave it out"
         )
     order = group_parameters(model, matcher(coarse=False), reverse=True)
-    return {str(name): int(layer) for name, layer in order.items()}
+    layers = {str(name): int(layer) for name, layer in order.items()}
+    # timm's ResNets know no weights behind the activation of their stem, where a gate may stand (models/gates.py).
+    return {name: 0 if name.startswith("act1.") else layer for name, layer in layers.items()}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class MapHooks(ABC):
     """Hooks that live for one `with` block, and what they saw; resolved, and found wanting, before any forward."""
 
-    kind: ClassVar[Literal["attention", "energy"]]
+    kind: ClassVar[Literal["attention", "energy", "gate"]]
     """What the maps are made of."""
 
     def __init__(self, chosen: Sequence[tuple[str, nn.Module]]) -> None:
@@ -44,7 +44,8 @@ class MapHooks(ABC):
         unseen = [name for index, name in enumerate(self.names) if index not in self._seen]
         if unseen:
             raise RuntimeError(
-                f"no map of {', '.join(unseen)}: the model did not run inside the 'with' block"
+                f"no map of {', '.join(unseen)}: the layer did not run inside the 'with' block (the model was not "
+                "called, was compiled before, or skips the layer)"
             )
         maps = tuple(self._seen[index] for index in range(len(self.names)))
         self._seen.clear()

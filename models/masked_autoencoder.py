@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from configs.base import ConfigError
-from models.attention import use_attend
+from models.attention import use_attend, wished_kernel
 from models.patches import pick
 from models.pretext import Pretext, check_plain_vit, encode_tokens
 
@@ -45,7 +45,7 @@ class MaskedAutoencoder(Pretext):
         )
         positions_NE = build_sincos2d_pos_embed(patches.grid_size, width)
         self.register_buffer("decoder_positions", positions_NE, persistent=False)
-        use_attend(self.decoder_blocks)
+        use_attend(self.decoder_blocks, wished_kernel(self.encoder))
         self._init_weights()
 
     def forward(self, images: Tensor, visible: Tensor | None = None, masked: Tensor | None = None) -> Tensor:

@@ -34,6 +34,11 @@ class Pretext(nn.Module):
         self.encoder.set_grad_checkpointing(enable)
 
 
+def encoder_of(module: nn.Module) -> nn.Module:
+    """The network that a recipe's `model` section describes: the encoder of a Pretext, else all of it."""
+    return module.encoder if isinstance(module, Pretext) else module
+
+
 def released_part(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """What of a trained module, and of its state dict, is released: the encoder of a Pretext, else all of it."""
     if not isinstance(module, Pretext):

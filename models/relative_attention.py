@@ -1,14 +1,14 @@
 """Where a CoAtNet looks: its convolutional stem feeds Transformer blocks with relative positions and no class token.
 
 Such a network pools all tokens, so what it looks at is what all queries look at: the mean over queries of the softmax
-rows (column mass). Rows are formed in chunks of queries beside the fused kernel: O(chunk x N) memory, never N x N.
+rows (column mass). Rows are formed a few queries at a time beside the fused kernel, never N x N.
 
 Shapes: B batch, H heads, D head width, N = gh x gw tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from configs.base import ConfigError
 from models.map_hooks import MapHooks, pick
-
-_CHUNK = 256
-"""Queries whose rows are formed at once."""
+from models.row_sums import sum_of_rows
 
 
 class RelativeAttentionMaps(MapHooks):
@@ -57,16 +55,12 @@ class RelativeAttentionMaps(MapHooks):
 def column_mass(attention: Any, qkv_BCHW: Tensor, shared_bias: Tensor | None) -> Tensor:
     """Mean attention each token receives, [B, gh, gw] float32, sums to 1; from what the block's qkv layer puts out."""
     batch, _, height, width = qkv_BCHW.shape
-    q_BHDN, k_BHDN = _queries_and_keys(attention, qkv_BCHW)
+    q_BHND, k_BHND = _queries_and_keys(attention, qkv_BCHW)
     bias = attention.rel_pos.get_bias() if attention.rel_pos is not None else shared_bias
-    mass_BN = q_BHDN.new_zeros(batch, height * width)
-    # Autocast would undo float32 in the product.
-    with torch.autocast(q_BHDN.device.type, enabled=False):
-        for start, rows_BHND in _chunks(q_BHDN * attention.scale):
-            scores = rows_BHND @ k_BHDN
-            if bias is not None:
-                scores = scores + bias[:, :, start : start + rows_BHND.shape[2]].float()
-            mass_BN = mass_BN + scores.softmax(dim=-1).mean(dim=1).sum(dim=1)
+    weights_BN = torch.ones(batch, height * width, device=qkv_BCHW.device)
+    mass_BN = sum_of_rows(
+        weights_BN, q_BHND, k_BHND, scale=attention.scale, biases=[] if bias is None else [bias]
+    )
     map_BHW: Tensor = (mass_BN / mass_BN.sum(dim=1, keepdim=True)).unflatten(1, (height, width))
     return map_BHW
 
@@ -74,13 +68,7 @@ def column_mass(attention: Any, qkv_BCHW: Tensor, shared_bias: Tensor | None) ->
 def _queries_and_keys(attention: Any, qkv_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, depth = qkv_BCHW.shape[0], attention.num_heads, attention.dim_head
     if attention.head_first:
-        q_BHDN, k_BHDN, _ = qkv_BCHW.reshape(batch, heads, depth * 3, -1).float().chunk(3, dim=2)
+        q_BHDN, k_BHDN, _ = qkv_BCHW.reshape(batch, heads, depth * 3, -1).chunk(3, dim=2)
     else:
-        q_BHDN, k_BHDN, _ = qkv_BCHW.reshape(batch, 3, heads, depth, -1).float().unbind(1)
-    return q_BHDN, k_BHDN
-
-
-def _chunks(q_BHDN: Tensor) -> Iterator[tuple[int, Tensor]]:
-    q_BHND = q_BHDN.transpose(-1, -2)
-    for start in range(0, q_BHND.shape[2], _CHUNK):
-        yield start, q_BHND[:, :, start : start + _CHUNK]
+        q_BHDN, k_BHDN, _ = qkv_BCHW.reshape(batch, 3, heads, depth, -1).unbind(1)
+    return q_BHDN.transpose(-1, -2), k_BHDN.transpose(-1, -2)

@@ -22,7 +22,7 @@ def run(command: Command) -> int:
     config = load_config(PretrainConfig, command.recipe, command.overrides).config
     with open_session(command, config, needs_labels=config.is_supervised) as session:
         model, objective = build_task(config, num_classes=len(session.index.classes))
-        session.count_flops(model, forward=dry_forward(objective))
+        session.examine(model, forward=dry_forward(objective))
         engine = build_engine(model, config, session.world)
         probe = None if config.is_supervised else config.probe or ProbeConfig()
         outcome = session.trainer(engine, objective, probe=probe).fit(session.stop)

@@ -24,12 +24,13 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     **dict.fromkeys(("webdataset", "cv2", "simplejpeg", "turbojpeg", "PIL", "imagehash"), "data_pipeline/"),
     **dict.fromkeys(("pyarrow", "xxhash", "fsspec"), "data_pipeline/"),
     "timm": ("models/", "engine/sharding/optim.py"),
-    "flash_attn": "models/attention.py",
+    **dict.fromkeys(("flash_attn", "flash_attn_interface"), "models/flash.py"),
     "deepspeed": "engine/sharding/zero.py",
     "mlflow": "engine/tracking/mlflow_",
     "tensorboard": "engine/tracking/tensorboard.py",
     **dict.fromkeys(("psutil", "pynvml"), "engine/tracking/system_metrics.py"),
-    "submitit": "launch/",
+    "optuna": "launch/many/study.py",
+    "submitit": "launch/submission/slurm.py",
 }
 FILES = sorted(
     path.relative_to(ROOT).as_posix() for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")

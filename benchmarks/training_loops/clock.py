@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from benchmarks.training_loops.turns import Turns
 from data_pipeline.batch import Batch
 from engine.objective import Loss, Objective
 
@@ -22,9 +23,12 @@ class StepClock:
     def __init__(self, *, stop_at: int | None = None) -> None:
         self._times_s: list[float] = []
         self._stop_at = stop_at
+        self._turns = Turns.of(os.environ)
 
     def tick(self) -> None:
-        """A step begins."""
+        """A step begins; where trainings take turns, when it is this one's."""
+        if self._turns is not None:
+            self._turns.tick()
         self._times_s.append(time.monotonic())
         if len(self._times_s) == self._stop_at:
             os.kill(os.getpid(), signal.SIGTERM)  # the run saves after this step and ends

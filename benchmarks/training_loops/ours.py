@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     stop_at = int(os.environ["STOP_AT"]) if "STOP_AT" in os.environ else None
     with open_session(command, config) as session:
         model, objective = build_task(config, num_classes=len(session.index.classes))
-        session.count_flops(model)
+        session.examine(model)
         engine = build_engine(model, config, session.world)
         clock = StepClock(stop_at=stop_at)
         session.trainer(engine, Clocked(objective, clock)).fit(session.stop)

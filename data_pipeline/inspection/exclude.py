@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import INFO_NAME, ShardIndex, write_index
+from data_pipeline.index import INFO_NAME, Origin, ShardIndex, write_index
 from data_pipeline.inspection.duplicates import Duplicates
 from data_pipeline.whole_file import write_whole
 
@@ -74,10 +74,12 @@ def exclude(
             if len(rows[shard.name])
         ],
         rows={name: kept for name, kept in rows.items() if len(kept)},
-        base=base,
-        ignored=index.ignored,
-        excluded=excluded,
-        source=f"{index.folder.resolve()} without {len(sample_ids)} images: {EXCLUDED_NAME}",
+        origin=Origin(
+            base=base,
+            ignored=index.ignored,
+            excluded=excluded,
+            source=f"{index.folder.resolve()} without {len(sample_ids)} images: {EXCLUDED_NAME}",
+        ),
     )
 
 

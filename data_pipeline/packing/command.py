@@ -49,20 +49,7 @@ def build(
     task: options.Task = None,
     fresh: options.Fresh = False,
 ) -> None:
-    """Pack images into shards; a killed build goes on when run again.
-
-    SRC is a folder of images (a folder per class), a .csv or .parquet manifest, an ...-images-idx3-ubyte[.gz] file with
-    its labels beside it, or tars. A manifest has the columns path (or url), label, and optionally caption and split;
-    what its other columns say becomes KEY.json. Paths count from the manifest's folder; http, s3 and other URLs are
-    fetched.
-
-    Images keep their bytes unless --max-side or --format asks for others. Then all are decoded, and those that are too
-    large, of another format or not upright are turned as their EXIF tag says, made smaller (never larger) and encoded
-    anew, without metadata. idx pixels become PNGs.
-
-    In a SLURM job array, or under srun with several tasks, each task writes its share of the shards and the last one
-    the index: sbatch --array=0-7 --wrap "mirada data build SRC DST". A task that died is run again.
-    """
+    """Pack images into shards, as options.DESCRIPTION tells users."""
     from data_pipeline.packing.corpus import Choice, read_names
     from data_pipeline.packing.pack import Effort
     from data_pipeline.packing.share import read_share

@@ -1,4 +1,4 @@
-"""The arguments and options of ``mirada data build``."""
+"""What ``mirada data build`` says of itself: description, arguments, options."""
 
 from __future__ import annotations
 
@@ -11,6 +11,23 @@ DEFAULT_NAME = "train"
 DEFAULT_QUALITY = 90
 TOGETHER = "none"
 """What ``--splits`` says where a manifest's rows are one split, whatever its column split says."""
+
+DESCRIPTION = """\
+Pack images into shards; a killed build goes on when run again.
+
+SRC is a folder of images (a folder per class), a .csv or .parquet manifest, an ...-images-idx3-ubyte[.gz] file with
+its labels beside it, or tars. A manifest has the columns path (or url), label, and optionally caption and split;
+what its other columns say becomes KEY.json. Paths count from the manifest's folder; http, s3 and other URLs are
+fetched.
+
+Images keep their bytes unless --max-side or --format asks for others. Then all are decoded, and those that are too
+large, of another format or not upright are turned as their EXIF tag says, made smaller (never larger) and encoded
+anew, without metadata. idx pixels become PNGs.
+
+In a SLURM job array, or under srun with several tasks, each task writes its share of the shards and the last one
+the index: sbatch --array=0-7 --wrap "mirada data build SRC DST". A task that died is run again.
+"""
+"""What ``--help`` says above the options."""
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Images, as listed above.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="New folder for shards and index.")]

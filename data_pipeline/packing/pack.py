@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import INFO_NAME, write_index
+from data_pipeline.index import INFO_NAME, Origin, write_index
 from data_pipeline.packing.build_plan import BuildPlan, Layout, plan_build
 from data_pipeline.packing.claim import claimed
 from data_pipeline.packing.corpus import Choice, read_corpus
@@ -194,7 +194,7 @@ def _complete(
         classes=corpus.classes,
         shards=filled,
         rows={},
-        source=f"{corpus.kind} {origin}",
+        origin=Origin(source=f"{corpus.kind} {origin}"),
     )
     tidy(plan, target)
     return written

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from configs.estimates import Estimate, keep_estimate
 from configs.exit_code import USAGE
 from configs.load import load_config
 from configs.training import RunConfig
@@ -43,7 +44,8 @@ def plan_run(
 ) -> int:
     """Prints the plan of a recipe; 0 if it fits, 2 if not."""
     given = _parse(arguments)
-    config = load_config(schema, given.recipe, given.overrides).config
+    loaded = load_config(schema, given.recipe, given.overrides)
+    config = loaded.config
     request = _request(given, config.train.precision)
     micro_batch = micro_batch_of(config, request)
     classes = config.model.num_classes or given.classes
@@ -54,6 +56,8 @@ def plan_run(
         trained.model, config, micro_batch=micro_batch, forward=trained.forward, frozen=trained.frozen
     )
     plan = make_plan(config, workload, corpus, request)
+    if plan.hours is not None:
+        keep_estimate(loaded.digest, Estimate(hours=plan.hours, num_ranks=plan.num_ranks))
     if given.json:
         sys.stdout.write(json.dumps(as_json(plan, workload, request), indent=1) + "\n")
     else:

@@ -37,11 +37,15 @@ class Scores:
         """Whether features were scored, by a linear classifier fitted to them."""
         return self.knn_top1 is not None
 
-    def values(self) -> dict[str, float]:
-        """As the event log names them: ``val/top1`` ..., of features ``val/probe_top1`` ... and ``val/knn_top1``."""
-        prefix = "val/probe_" if self.is_probe else "val/"
+    def values(self, *, raw: bool = False) -> dict[str, float]:
+        """As the event log names them: ``val/top1`` ..., of features ``val/probe_top1`` ... and ``val/knn_top1``.
+
+        Those of `raw` weights, beside their average's, are ``val_raw/top1`` and so on.
+        """
+        section = "val_raw" if raw else "val"
+        prefix = f"{section}/probe_" if self.is_probe else f"{section}/"
         named = {f"{prefix}{name}": getattr(self, name) for name in ("top1", "top5", "ece", "loss")}
-        return named if self.knn_top1 is None else {**named, "val/knn_top1": self.knn_top1}
+        return named if self.knn_top1 is None else {**named, f"{section}/knn_top1": self.knn_top1}
 
     def __str__(self) -> str:
         of_features = f"kNN top-1 {self.knn_top1:.2f} %  linear probe: " if self.knn_top1 is not None else ""
@@ -60,6 +64,8 @@ class Evaluator:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     world: World
+    scores_raw: bool = True
+    """Whether a trainer scores the weights themselves too, where it is their average that is released."""
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Scores:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from configs.training import RunConfig
+from configs.attention import AttentionConfig
+from configs.training import ModelConfig, RunConfig
 from data_pipeline.whole_file import sync_folder
 from engine.results.evaluate import Scores
 from engine.saving.durable import flush_file
-from models.build import CONFIG_FILE, own_module, resolve_release
+from models.build import CONFIG_FILE, SIGNATURE, own_module, resolve_release
 from models.release import save_for_timm
 
-_SIGNATURE = "mirada"
 _LOAD = """\
 ```python
 import timm
@@ -26,6 +27,29 @@ transform = timm.data.create_transform(**timm.data.resolve_data_config(model=mod
 ```
 """
 
+_LOAD_OURS = """\
+Its attention is not all timm's, so Mirada builds it:
+
+```python
+from mirada.models.build import load_release
+
+model = load_release("{folder}").eval()
+```
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a release was made by."""
+
+    run_id: str
+    command: str
+    """As one would type it."""
+    data_digest: str
+    """Of the index of the training images."""
+    step: int
+    """After which the weights were taken."""
+
 
 def write_release(
     folder: Path,
@@ -34,10 +58,7 @@ def write_release(
     weights: Mapping[str, Tensor],
     config: RunConfig,
     classes: Sequence[str],
-    command: str,
-    run_id: str,
-    data_digest: str,
-    step: int,
+    origin: Origin,
     scores: Scores | None,
 ) -> Path:
     """Writes the release aside and puts it in place of a former one; `weights` are `Engine.release_weights()`."""
@@ -54,11 +75,8 @@ def write_release(
         std=data.std,
         classes=classes,
     )
-    card = _model_card(
-        folder, config, classes, command=command, data_digest=data_digest, step=step, scores=scores
-    )
-    (aside / "README.md").write_text(card)
-    _sign(aside / CONFIG_FILE, run_id)
+    (aside / "README.md").write_text(_model_card(folder, config, classes, origin=origin, scores=scores))
+    _sign(aside / CONFIG_FILE, origin.run_id, config.model.attention)
     for path in aside.iterdir():
         flush_file(path)
     sync_folder(aside)
@@ -72,14 +90,16 @@ def run_of_release(reference: str) -> str | None:
     if not resolved.startswith("local-dir:"):
         return None
     content = json.loads((Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE).read_text())
-    run_id = content.get(_SIGNATURE, {}).get("run_id")
+    run_id = content.get(SIGNATURE, {}).get("run_id")
     return None if run_id is None else str(run_id)
 
 
-def _sign(config_path: Path, run_id: str) -> None:
-    """Adds a key of ours, which timm leaves alone."""
+def _sign(config_path: Path, run_id: str, attention: AttentionConfig) -> None:
+    """Adds a key of ours, which timm leaves alone: the run, and what of its attention is not timm's."""
     content = json.loads(config_path.read_text())
-    config_path.write_text(json.dumps({**content, _SIGNATURE: {"run_id": run_id}}, indent=2) + "\n")
+    lasting = attention.model_dump(mode="json", include={"gates", "two_stage"}, exclude_defaults=True)
+    ours = {"run_id": run_id, **({"attention": lasting} if lasting else {})}
+    config_path.write_text(json.dumps({**content, SIGNATURE: ours}, indent=2) + "\n")
 
 
 def _replace_folder(new: Path, folder: Path) -> None:
@@ -93,14 +113,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def _model_card(
-    folder: Path,
-    config: RunConfig,
-    classes: Sequence[str],
-    *,
-    command: str,
-    data_digest: str,
-    step: int,
-    scores: Scores | None,
+    folder: Path, config: RunConfig, classes: Sequence[str], *, origin: Origin, scores: Scores | None
 ) -> str:
     """A short README with the front matter that model hubs read."""
     data = config.data
@@ -110,8 +123,8 @@ def _model_card(
         ("input", f"{data.channels} x {data.image_size} x {data.image_size}"),
         ("normalization", f"mean {_list(data.mean)}, std {_list(data.std)}, of pixels scaled to 0..1"),
         ("classes", _list_classes(classes)),
-        ("data", f"`{data.train}`, index digest `{data_digest}`"),
-        ("training", f"{step} steps of {config.train.global_batch} images; weights {what}"),
+        ("data", f"`{data.train}`, index digest `{origin.data_digest}`"),
+        ("training", f"{origin.step} steps of {config.train.global_batch} images; weights {what}"),
     ]
     if scores is not None:
         rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.val}`"))
@@ -120,7 +133,7 @@ def _model_card(
     return (
         f"---\ntags: [{task}, timm]\nlibrary_name: timm\npipeline_tag: {task}\n---\n"
         f"# {config.model.name}, trained with Mirada\n\n| | |\n| --- | --- |\n{table}\n\n"
-        f"{_loading(folder.name, config.model.name)}\nMade by:\n\n```\n{command}\n```\n"
+        f"{_loading(folder.name, config.model)}\nMade by:\n\n```\n{origin.command}\n```\n"
     )
 
 
@@ -132,7 +145,10 @@ def _list_classes(classes: Sequence[str]) -> str:
     return f"{len(classes)}: {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}"
 
 
-def _loading(folder: str, architecture: str) -> str:
+def _loading(folder: str, model: ModelConfig) -> str:
+    architecture, attention = model.name, model.attention
+    if attention.gates is not None or attention.two_stage is not None:
+        return _LOAD_OURS.format(folder=folder)
     ours = own_module(architecture)
     registration = (
         f"import mirada.{ours}  # registers {architecture!r}, which timm does not have\n" if ours else ""

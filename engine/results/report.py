@@ -76,6 +76,8 @@ def render_report(run_dirs: Sequence[Path], *, inputs: Inputs, title: str | None
         title=title or " and ".join(run.name for run in runs[:3]) or "Evaluation",
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
         runs=runs,
+        num_colors=NUM_COLORS,
+        colors=[(run.name, index % NUM_COLORS) for index, run in enumerate(runs)],
         evaluation=evaluation,
         rows=rows,
         best_top1=max((row["top1"] for row in rows if "top1" in row), default=None),
@@ -140,24 +142,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _charts(runs: Sequence[RunRecord]) -> list[_Chart]:
-    shared = _shared_charts(runs)
-    return [*shared[:2], *_part_charts(runs), *shared[2:]]
+    return [*_shared_charts(runs, _FIRST), *_part_charts(runs), *_shared_charts(runs, _FURTHER)]
 
 
-def _shared_charts(runs: Sequence[RunRecord]) -> list[_Chart]:
+_Quantity = tuple[str, str, str, float, bool]
+"""Title, series, label of the values, what they are multiplied by, whether the axis begins at zero."""
+
+_FIRST: Sequence[_Quantity] = (
+    ("Validation accuracy", "val/top1", "top-1, %", 1.0, False),
+    ("Linear probe", "val/probe_top1", "top-1, %", 1.0, False),
+    ("Training loss", "train/loss", "loss", 1.0, False),
+)
+_FURTHER: Sequence[_Quantity] = (
+    ("Validation accuracy without averaging", "val_raw/top1", "top-1, %", 1.0, False),
+    ("Nearest neighbours", "val/knn_top1", "top-1, %", 1.0, False),
+    ("Validation loss", "val/loss", "loss", 1.0, False),
+    ("Calibration error", "val/ece", "ECE", 1.0, True),
+    ("Learning rate", "train/lr", "learning rate", 1.0, True),
+    ("Gradient norm", "train/grad_norm", "norm", 1.0, True),
+    ("Throughput", "perf/images_per_s", "images/s", 1.0, True),
+    ("Waiting for data", "perf/data_wait_fraction", "% of the time", _PERCENT, True),
+)
+
+
+def _shared_charts(runs: Sequence[RunRecord], quantities: Sequence[_Quantity]) -> list[_Chart]:
     """One chart per quantity, one line per run."""
-    wanted = (
-        ("Validation accuracy", "val/top1", "top-1, %", 1.0, False),
-        ("Training loss", "train/loss", "loss", 1.0, False),
-        ("Validation loss", "val/loss", "loss", 1.0, False),
-        ("Calibration error", "val/ece", "ECE", 1.0, True),
-        ("Learning rate", "train/lr", "learning rate", 1.0, True),
-        ("Gradient norm", "train/grad_norm", "norm", 1.0, True),
-        ("Throughput", "perf/images_per_s", "images/s", 1.0, True),
-        ("Waiting for data", "perf/data_wait_fraction", "% of the time", _PERCENT, True),
-    )
     charts = []
-    for title, key, y_label, factor, from_zero in wanted:
+    for title, key, y_label, factor, from_zero in quantities:
         lines = [
             Series(
                 label=run.name,

@@ -46,6 +46,14 @@ class RunRecord:
         return command_line(self.start.get("command", ""))
 
     @property
+    def facts(self) -> list[tuple[str, Any]]:
+        """Folder, machine, code, data and versions by name."""
+        told = [
+            (key.replace("_", " "), value) for key, value in self.start.items() if key not in _TOLD_ELSEWHERE
+        ]
+        return [("folder", self.path), *told, *self.start.get("versions", {}).items()]
+
+    @property
     def loss_parts(self) -> list[str]:
         """Names of the series that the loss is made of, if it has more than one part."""
         parts = [key for key in self.series if key.startswith("train/") and key not in _NO_LOSS_PARTS]
@@ -94,6 +102,7 @@ def command_line(command: object) -> str:
     return shlex.join(map(str, command)) if isinstance(command, (list, tuple)) else str(command)
 
 
+_TOLD_ELSEWHERE = {"time", "kind", "config", "command", "versions", "name", "program"}
 _NO_LOSS_PARTS = {"train/loss", "train/lr", "train/grad_norm", "train/skipped_steps"}
 
 

@@ -6,20 +6,21 @@ pieces of N ranks -> a file per tensor and state -> loaded by M ranks -> what De
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from engine.errors import CheckpointError
+from engine.sharding.errand import run_errand
 from engine.sharding.shards import Shard
 from engine.world import World
 
@@ -28,15 +29,17 @@ Converter = Callable[[Namespace], None]
 
 
 @contextmanager
-def universal_copy(saved: Path, world: World, convert: Converter) -> Iterator[Path]:
+def universal_copy(
+    saved: Path, world: World, convert: Converter, *, on_progress: Callable[[], None]
+) -> Iterator[Path]:
     """A universal copy of the DeepSpeed folder `saved`, beside its checkpoint, deleted at the end; all ranks together.
 
-    Rank 0 converts, which takes three times the optimizer state on the disk. Its name is one that the checkpoint folder
-    tidies away, should this run end here.
+    Rank 0 converts, which takes three times the optimizer state on the disk and, of a large one, hours. Its name is one
+    that the checkpoint folder tidies away, should this run end here. `on_progress` as in `run_errand`.
     """
     aside = saved.parent.with_name(f".replaced-universal-{saved.parent.name}")
-    problem = _converted(saved, aside / saved.name, convert) if world.is_main else None
-    problem = world.broadcast(problem)
+    work = partial(_converted, saved, aside / saved.name, convert)
+    problem = run_errand(work, world, on_progress=on_progress)
     if problem is not None:
         raise CheckpointError(
             f"checkpoint {str(saved.parent)!r} was saved by another number of ranks than {world.size}, and converting "
@@ -112,7 +115,7 @@ def load_unoptimized(module: nn.Module, shards: Sequence[Shard], saved: Path) ->
         shard.live_part().copy_(whole[shard.start : shard.start + shard.size])
 
 
-def _converted(saved: Path, universal: Path, convert: Converter) -> str | None:
+def _converted(saved: Path, universal: Path, convert: Converter, said: TextIO) -> str | None:
     """Converts; returns what went wrong. NOTE: in this process, since a fork of one with threads and a GPU may hang."""
     shutil.rmtree(universal.parent, ignore_errors=True)
     arguments = Namespace(
@@ -124,11 +127,11 @@ def _converted(saved: Path, universal: Path, convert: Converter) -> str | None:
         strict=True,
         inject_missing_state=True,
     )
-    said = io.StringIO()
     try:
         universal.mkdir(parents=True)
-        arguments.input_folder = str(_completed(saved, universal.parent / "completed"))
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):  # it prints its progress
+        arguments.input_folder = str(_completed(saved, universal.parent / "completed", said))
+        # It prints its progress: a line for each rank's file that it read, and for each tensor that it put together.
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             convert(arguments)
     except (OSError, RuntimeError, AssertionError, KeyError) as error:
         shutil.rmtree(universal.parent, ignore_errors=True)
@@ -136,9 +139,10 @@ def _converted(saved: Path, universal: Path, convert: Converter) -> str | None:
     return None
 
 
-def _completed(saved: Path, aside: Path) -> Path:
+def _completed(saved: Path, aside: Path, said: TextIO) -> Path:
     """What to convert: DeepSpeed knows the states of Adam alone, so Lion gets a copy with zeros for those it lacks."""
     for file in _optim_files(saved):
+        said.write(f"{file.name}\n")
         state_dict = _load(file)
         for state in _states(state_dict).values():
             if "exp_avg" not in state:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,8 @@ class Engine:
         self.micro_batch = int(wrapped.train_micro_batch_size_per_gpu())
         self._wrapped = wrapped
         self.stage = config.zero.stage
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called now and then by what may take longer than a watchdog would wait."""
         self._clip_grad = config.optim.clip_grad
         self._buffers = BufferSync(wrapped.module, world)
         self._shards = shards_of(wrapped.module, world)
@@ -132,15 +134,22 @@ class Engine:
         norm = self._grad_norm
         return Health(grad_norm=float("nan") if norm is None else float(norm), **self._skips.state_dict())
 
+    @property
+    def has_average(self) -> bool:
+        """Whether what is evaluated and released is an average of weights, and not those of the last step."""
+        return self._ema is not None
+
     @contextmanager
-    def evaluation(self) -> Iterator[nn.Module]:
+    def evaluation(self, *, raw: bool = False) -> Iterator[nn.Module]:
         """The model to evaluate: not training, with the averaged weights if there are any; all ranks together.
 
-        Training goes on afterwards, also after Stopped, which all ranks raise. After any other error the weights are
-        left as they are: no collective is issued any more.
+        With `raw` it has the weights of the last step in any case. Training goes on afterwards, also after Stopped,
+        which all ranks raise. After any other error the weights are left as they are: no collective is issued any more.
         """
         self._wrapped.eval()
-        own = None if self._ema is None else self._ema.exchange(self._ema.average, around=self._partitioned)
+        own = None
+        if self._ema is not None and not raw:
+            own = self._ema.exchange(self._ema.average, around=self._partitioned)
         try:
             yield self.model
         except Stopped:
@@ -181,7 +190,10 @@ class Engine:
         if self.stage == 0 or world_size == self.world.size:
             self._load(folder, _TAG)
         else:
-            with universal_copy(folder / _TAG, self.world, _import_converter()) as universal:
+            converting = universal_copy(
+                folder / _TAG, self.world, _import_converter(), on_progress=self.on_progress
+            )
+            with converting as universal:
                 with loading_universal(self._wrapped):
                     self._load(universal.parent, universal.name)
                 repair_optimizer(self._wrapped.optimizer.optimizer, universal, folder / _TAG)

@@ -1,17 +1,20 @@
 """Tracking: a process of its own that follows a run's event log into MLflow, and into TensorBoard's files if wanted.
 
-python -m engine.tracking.command RUN_DIR [--follow]
+python -m engine.tracking.command RUN_DIR ... [--watch]
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from configs.base import ConfigError
 from configs.exit_code import USAGE, run_main
 from configs.load import packaged_root
 from engine.tracking.follower import LOCK_NAME, STATE_NAME, Follower, Sink, SinkError, follow, held
-from engine.tracking.log_reader import Event, newest_run_event
+from engine.tracking.log_reader import LOG_NAME, Event, newest_run_event
 from engine.tracking.mlflow_run import MlflowRun
 from engine.tracking.tensorboard import TensorBoardFiles
 
@@ -28,6 +31,7 @@ GRACE_S = 60.0
 """How long a follower keeps trying after training ended; `mirada sync` sends what is left then."""
 
 _TIMEOUT_S = 5
+_WATCH_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +89,20 @@ def follow_run(run_dir: Path, *, parent: int | None = None, grace_s: float = GRA
     Each sink has a thread of its own, so that a server that hangs does not hold TensorBoard's files up.
     """
     with held(run_dir / LOCK_NAME, wait=True):  # a follower from before a restart may still be sending
-        followers = _followers(run_dir)
-        done = [False] * len(followers)
+        return _follow_all(_followers(run_dir), parent=parent, grace_s=grace_s)
 
-        def run(index: int) -> None:
-            done[index] = follow(followers[index], parent=parent, grace_s=grace_s)
 
-        threads = [threading.Thread(target=run, args=(index,)) for index in range(len(followers))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return all(done)
+def watch(run_dirs: Sequence[Path]) -> None:
+    """Sends the events of runs as they appear, over all their restarts, until each is finished; a login node's part.
+
+    Runs may begin later; a server that is away is tried again for ever. Raises ConfigError for a missing folder.
+    """
+    missing = [repr(str(run_dir)) for run_dir in run_dirs if not run_dir.is_dir()]
+    if missing:
+        raise ConfigError(
+            f"no folder {' and '.join(missing)}: name the run folder, which the submission has made"
+        )
+    _run_side_by_side([functools.partial(_watch_run, run_dir) for run_dir in run_dirs])
 
 
 def tracking_uri(event: Event, run_dir: Path) -> str:
@@ -112,8 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m engine.tracking.command",
         description="Send a run's event log to MLflow and TensorBoard.",
     )
-    parser.add_argument("run_dir", type=Path, help="run folder, the one with events.jsonl")
+    parser.add_argument(
+        "run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help="run folder, the one with events.jsonl"
+    )
     parser.add_argument("--follow", action="store_true", help="keep sending until the run has ended")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="keep sending, over all restarts, until each run is finished; they may begin later",
+    )
     parser.add_argument(
         "--grace", type=float, default=GRACE_S, help="seconds to keep trying after that (%(default)g)"
     )
@@ -123,14 +136,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet_mlflow()
     if options.parent is not None:
         _behave_as_child()
-    event = newest_run_event(options.run_dir)
-    if event is not None and not _sinks(event, options.run_dir):
-        sys.stdout.write(f"{options.run_dir}: tracking.uri is 'off', nothing is sent\n")
+    if options.watch:
+        watch(options.run_dirs)
+        return 0
+    return max(_send(run_dir, options) for run_dir in options.run_dirs)
+
+
+def _send(run_dir: Path, options: argparse.Namespace) -> int:
+    """Sends what there is of one run, or with --follow what comes; returns the exit code."""
+    event = newest_run_event(run_dir)
+    if event is not None and not _sinks(event, run_dir):
+        sys.stdout.write(f"{run_dir}: tracking.uri is 'off', nothing is sent\n")
         return 0
     if options.follow:
-        return 0 if follow_run(options.run_dir, parent=options.parent, grace_s=options.grace) else USAGE
-    sys.stdout.write(f"{options.run_dir}: {sync(options.run_dir)} new events sent\n")
+        return 0 if follow_run(run_dir, parent=options.parent, grace_s=options.grace) else USAGE
+    sys.stdout.write(f"{run_dir}: {sync(run_dir)} new events sent\n")
     return 0
+
+
+def _watch_run(run_dir: Path) -> None:
+    log_file = run_dir / LOG_NAME
+    while True:
+        while newest_run_event(run_dir) is None:
+            time.sleep(_WATCH_S)  # it waits in the queue
+        followers = _followers(run_dir)
+        if not followers:
+            sys.stdout.write(f"{run_dir}: tracking.uri is 'off', nothing is sent\n")
+            return
+        seen = log_file.stat()
+        if _follow_all(followers, parent=None, grace_s=math.inf) and followers[0].is_complete():
+            sys.stdout.write(f"{run_dir}: finished, everything is sent\n")
+            return
+        while log_file.is_file() and _is_same(log_file.stat(), seen):
+            time.sleep(_WATCH_S)  # stopped or failed: the next start writes on
+
+
+def _is_same(now: os.stat_result, then: os.stat_result) -> bool:
+    return (now.st_ino, now.st_size) == (then.st_ino, then.st_size)
+
+
+def _follow_all(followers: Sequence[Follower], *, parent: int | None, grace_s: float) -> bool:
+    """Follows a log to each of its sinks until the run has ended; False if one of them stayed away."""
+    done = [False] * len(followers)
+
+    def run(index: int) -> None:
+        done[index] = follow(followers[index], parent=parent, grace_s=grace_s)
+
+    _run_side_by_side([functools.partial(run, index) for index in range(len(followers))])
+    return all(done)
+
+
+def _run_side_by_side(functions: Sequence[Callable[[], None]]) -> None:
+    """Returns when all have; Ctrl-C does not wait for them."""
+    threads = [threading.Thread(target=function, daemon=True) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def _sinks(event: Event, run_dir: Path) -> dict[str, Callable[[Event], Sink]]:

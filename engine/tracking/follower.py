@@ -88,6 +88,10 @@ class Follower:
 
     def send_all(self) -> int:
         """Sends all that is new and returns the number of events; SinkError when the sink did not take it."""
+        with self._turn():
+            return self._send_new()
+
+    def _send_new(self) -> int:
         sink = self._sink = self._sink or self._open_sink()
         if sink is None:
             return 0
@@ -105,6 +109,10 @@ class Follower:
             self._sink = None  # what arrived is not known: ask before sending more
             raise
         return num_events
+
+    def is_complete(self) -> bool:
+        """The run is finished, and its weights are written."""
+        return self.status() == "FINISHED" and not self.awaits_release()
 
     def mark_vanished(self) -> None:
         """Tells the sink that training went away without a last event."""
@@ -154,6 +162,16 @@ class Follower:
             # Another server, or the run was deleted there: all again; the sink knows what it has.
             self._state = State(place=sink.place)
         return sink
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Lets followers of the same log take turns, such as one on the node that trains and has no network, and one
+        on the login node: each goes on where the other came, and asks the sink what it has by now."""
+        with held(self._state_path.with_name(f".{self._state_path.name}.lock"), wait=True):
+            state = _load_state(self._state_path)
+            if state != self._state and (self._sink is None or self._sink.place == state.place):
+                self._state, self._sink = state, None
+            yield
 
     def _publish(self, sink: Sink) -> None:
         """After the points, so that a registry or a large file that fails holds nothing else up."""

@@ -50,6 +50,8 @@ def tags_of(event: Event) -> dict[str, str]:
             tags |= {f"mlflow.{name}": event.get(key) for name, key in _MLFLOW_TAGS.items()}
         case "checkpoint" | "release" as kind:
             tags[f"mirada.{kind}"] = event.get("path")
+        case "kernels":
+            tags["mirada.kernels"] = event.get("kernels")
         case "rolled_back":
             tags["mirada.rolled_back"] = f"from step {event.get('from')} to step {event.get('to')}"
         case "stopped":

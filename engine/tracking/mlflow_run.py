@@ -23,13 +23,13 @@ from engine.tracking.mlflow_form import (
     tags_of,
     text_of,
 )
+from engine.tracking.mlflow_parent import PARENT_TAG, find_parent, update_parent
 from engine.tracking.mlflow_registry import TOP1_TAG, register
 from engine.tracking.mlflow_store import complaints, environment, experiment_id, schema_lock
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
-_PARENT_TAG = "mlflow.parentRunId"
 _MLFLOW_TIMEOUT_S = 120  # its own default
 _UPLOAD_BYTES_PER_S = 1e6
 """A server that is slower than this with a file, after its usual time for an answer, is taken for one that hangs."""
@@ -46,7 +46,10 @@ class MlflowRun:
         with complaints(uri), schema_lock(uri):
             self._client = MlflowClient(tracking_uri=uri)
             run = self._find_or_create(event, run_dir)
+            self._parent = find_parent(self._client, self._config.get("tracking.parent"), run)
             self._link_to_origins(event, run)
+            if self._parent is not None:
+                update_parent(self._client, self._parent)
         self._id: str = run.info.run_id
         self.place = f"{uri} {self._id}"
         self._status: str = run.info.status
@@ -115,10 +118,12 @@ class MlflowRun:
         Asked at each connection, because a teacher may be sent later than its student.
         """
         tags = origin_tags(event)
+        if self._parent is not None:
+            tags[PARENT_TAG] = self._parent
         for origin in event.get("origins", {}).values():
             parent = self._find(run.info.experiment_id, origin["run_id"]) if "run_id" in origin else None
             if parent is not None:
-                tags.setdefault(_PARENT_TAG, parent.info.run_id)
+                tags.setdefault(PARENT_TAG, parent.info.run_id)
         for key, text in tags.items():
             if run.data.tags.get(key) != text:
                 self._client.set_tag(run.info.run_id, key, text)
@@ -180,3 +185,5 @@ class MlflowRun:
         else:
             self._client.set_terminated(self._id, status, end_time=milliseconds(decisive[-1]))
         self._status = status
+        if self._parent is not None:
+            update_parent(self._client, self._parent)

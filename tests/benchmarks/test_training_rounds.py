@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.training_rounds import Setting, rows_of
 
-SETTING = Setting(recipe="any", global_batch=64, steps=10, skipped=2)
+SETTING = Setting(recipe="any", global_batch=64, turn=8)
 
 
 def test_ratios_are_taken_round_by_round_against_the_first() -> None:
@@ -15,6 +15,6 @@ def test_ratios_are_taken_round_by_round_against_the_first() -> None:
     assert [row["name"] for row in rows] == ["peer", "ours"]
     assert rows[0]["ratio"] == 1.0
     assert rows[1]["ratio"] == pytest.approx(1.1)
-    assert rows[1]["ratios"] == "1.100 1.100 1.100"
+    assert rows[1]["middle"] == "1.100-1.100"
     assert rows[1]["spread"] == "27.5-110.0"
     assert rows[1]["step_s"] == pytest.approx(64 / 55.0)

@@ -1,64 +1,27 @@
+"""The loader: the same batches from any workers and ranks, resumed to the sample; bad images replaced and counted."""
+
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
-from configs.data import AugmentConfig, CorpusConfig, DataConfig, ViewConfig, Weight
+from configs.data import AugmentConfig, ViewConfig
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
-from data_pipeline.joined import open_training
 from data_pipeline.loader import EvalLoader, ShardLoader
 from data_pipeline.reindex import index_shards
+from tests.support.loading import LENGTHS, assert_same, configure, take
 from tests.support.shards import draw_image, encode, make_shards, write_tar
-
-LENGTHS = [30, 17, 41, 25]
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return make_shards(tmp_path_factory.mktemp("shards"), LENGTHS)
-
-
-def configure(**changes: object) -> DataConfig:
-    augment = AugmentConfig(crop="pad", pad=2, erase=0.3)
-    fields: dict[str, object] = {
-        "train": "unused",
-        "image_size": 28,
-        "channels": 1,
-        "mean": (0.5,),
-        "std": (0.5,),
-    }
-    fields |= {"workers": 0, "augment": augment}
-    return DataConfig(**(fields | changes))  # type: ignore[arg-type]
-
-
-def take(loader: ShardLoader, count: int) -> list[Batch]:
-    batches = []
-    for batch in itertools.islice(loader, count):
-        batches.append(batch)
-        loader.advance()
-    return batches
-
-
-def assert_same(batches: list[Batch], others: list[Batch]) -> None:
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.sample_ids.tolist() == other.sample_ids.tolist()
-        assert batch.targets.tolist() == other.targets.tolist()
-        assert torch.equal(batch.images, other.images)
 
 
 def test_without_augmentation_each_slot_holds_the_image_and_label_of_its_sample(index: ShardIndex) -> None:
@@ -88,37 +51,6 @@ def test_three_workers_give_the_same_samples_and_pixels_as_none_across_epochs(in
     alone = take(ShardLoader(index, configure(), global_batch=16, seed=5), 20)
     shared = take(ShardLoader(index, configure(workers=3, prefetch=2), global_batch=16, seed=5), 20)
     assert_same(alone, shared)
-
-
-def file_behind(tensor: torch.Tensor) -> str:
-    """Device and number of the file that a tensor's memory is shared by."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        span, rights, _offset, device, inode = line.split()[:5]
-        first, end = (int(address, 16) for address in span.split("-"))
-        if first <= tensor.data_ptr() < end and rights.endswith("s"):
-            return f"{device} {inode}"
-    raise AssertionError("the memory of this tensor is not shared")
-
-
-def test_memory_of_batches_that_are_gone_is_used_for_later_ones(index: ShardIndex) -> None:
-    loader = ShardLoader(index, configure(workers=1, prefetch=2), global_batch=16, seed=5)
-    alone = take(ShardLoader(index, configure(), global_batch=16, seed=5), 12)
-    files, kept = set(), []
-    for number, batch in zip(range(12), loader, strict=False):
-        files.add(file_behind(batch.images))
-        if number % 5 == 0:
-            kept.append((number, batch))
-        loader.advance()
-    assert 1 < len(files) <= 2 + 2 + len(kept)
-    for number, batch in kept:
-        assert torch.equal(batch.images, alone[number].images)
-
-
-def test_what_workers_hand_over_lies_in_one_block_of_shared_memory(index: ShardIndex) -> None:
-    batch = take(ShardLoader(index, configure(workers=1), global_batch=16, seed=5), 1)[0]
-    tensors = (batch.images, batch.targets, batch.sample_ids, batch.weights)
-    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
-    assert file_behind(batch.images)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -289,77 +221,6 @@ def test_images_of_another_size_are_resized_to_the_square(tmp_path: Path) -> Non
         assert batch.images.float().std() > 10
 
 
-def mixed(tmp_path: Path, **changes: object) -> tuple[ShardIndex, DataConfig]:
-    make_shards(tmp_path / "first", LENGTHS)
-    make_shards(tmp_path / "second", [12], num_classes=None)
-    corpus = CorpusConfig(train=str(tmp_path / "second"), weight=Weight(2, "passes"))
-    data = configure(train=str(tmp_path / "first"), mixture=(corpus,), **changes)
-    return open_training(data), data
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_mixture_resumes_exactly_on_other_ranks_and_counts_the_passes_of_each_corpus(
-    tmp_path: Path, workers: int
-) -> None:
-    index, data = mixed(tmp_path, workers=workers)
-    whole = ShardLoader(index, data, global_batch=16, seed=5)
-    expected = take(whole, 20)
-    assert whole.batches_per_epoch == (113 + 24) // 16
-    assert whole.passes == pytest.approx({"first": 20 * 16 / 137, "second": 2 * 20 * 16 / 137}, rel=0.06)
-    assert set(torch.cat([batch.sample_ids for batch in expected]).tolist()) == set(range(125))
-    first = ShardLoader(index, data, global_batch=16, seed=5)
-    take(first, 11)
-    ranks = [
-        ShardLoader(index, configured, global_batch=16, seed=5, rank=rank, world_size=2)
-        for rank, configured in enumerate([data, data.model_copy(update={"workers": 1 - workers // 2})])
-    ]
-    for rank in ranks:
-        rank.load_state_dict(first.state_dict())
-    for whole_batch, *parts in zip(expected[11:], *(take(rank, 9) for rank in ranks), strict=True):
-        assert torch.cat([part.sample_ids for part in parts]).tolist() == whole_batch.sample_ids.tolist()
-        assert torch.equal(torch.cat([part.images for part in parts]), whole_batch.images)
-
-
-def test_images_of_an_unlabelled_corpus_have_no_target_and_their_own_pixels(tmp_path: Path) -> None:
-    index, data = mixed(tmp_path, augment=AugmentConfig(crop="none", flip=False))
-    for batch in take(ShardLoader(index, data, global_batch=16, seed=5), 8):
-        for image, target, sample_id in zip(
-            batch.images, batch.targets.tolist(), batch.sample_ids.tolist(), strict=True
-        ):
-            in_first = sample_id < 113
-            assert target == (sample_id % 10 if in_first else -1)
-            expected = draw_image(sample_id if in_first else sample_id - 113)
-            np.testing.assert_array_equal(image[0].numpy(), expected)
-
-
-def test_an_image_that_comes_twice_in_an_epoch_of_a_mixture_is_varied_anew(tmp_path: Path) -> None:
-    make_shards(tmp_path / "first", [64])
-    make_shards(tmp_path / "second", [4], num_classes=None)
-    corpus = CorpusConfig(train=str(tmp_path / "second"), weight=Weight(8, "passes"))
-    data = configure(
-        train=str(tmp_path / "first"), mixture=(corpus,), augment=AugmentConfig(crop="random_resized")
-    )
-    loader = ShardLoader(open_training(data), data, global_batch=8, seed=0)
-    seen = [
-        image.numpy().tobytes()
-        for batch in take(loader, loader.batches_per_epoch)
-        for image, sample_id in zip(batch.images, batch.sample_ids.tolist(), strict=True)
-        if sample_id == 65
-    ]
-    assert len(seen) >= 7
-    assert len(set(seen)) == len(seen)
-
-
-def test_corpora_with_other_classes_cannot_be_mixed(tmp_path: Path) -> None:
-    make_shards(tmp_path / "first", [20])
-    make_shards(tmp_path / "second", [20], num_classes=7)
-    corpus = CorpusConfig(train=str(tmp_path / "second"), weight=Weight(10, "%"))
-    with pytest.raises(
-        DataError, match=r"data.mixture\[0\]: the class map of .*second' \(7 classes\) is not that"
-    ):
-        open_training(configure(train=str(tmp_path / "first"), mixture=(corpus,)))
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_further_views_are_other_crops_of_the_same_images(tmp_path: Path, workers: int) -> None:
     index = make_shards(tmp_path, [30, 20], size=(40, 56), suffix="jpg", channels=3)
@@ -410,131 +271,3 @@ def test_captions_come_with_their_images_in_training_and_evaluation(tmp_path: Pa
         expected = ["" if n % 3 == 0 or n < 0 else f"Bild {n} ä" for n in batch.sample_ids.tolist()]
         assert list(batch.captions or ()) == expected
         assert [len(part.captions or ()) for part in batch.split(6)] == [len(part) for part in batch.split(6)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("length", [300, 3000])
-def test_the_memory_of_a_worker_grows_neither_with_epochs_nor_with_the_corpus(
-    tmp_path: Path, length: int
-) -> None:
-    index = make_shards(tmp_path, [length // 10] * 10, size=(16, 16))
-    data = configure(workers=1, prefetch=2)
-    loader = ShardLoader(index, data, global_batch=length // 10, seed=0)
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    batches = iter(loader)
-    next(batches)
-    (worker,) = [c for c in psutil.Process().children(recursive=True) if c.pid not in before][-1:]
-    resident = []
-    for epoch in range(21):
-        for _ in range(loader.batches_per_epoch):
-            next(batches)
-        if epoch:
-            resident.append(worker.memory_full_info().uss / 2**20)
-    settled = resident[4:]  # a process that was forked first makes the pages it touches its own
-    assert abs(np.polyfit(np.arange(len(settled)), settled, 1)[0]) < 0.1, resident  # MiB per epoch
-    assert max(settled) - min(settled) < 4, resident
-    assert max(settled) < 400, resident  # with a torch of its own, where the fork server came without one
-
-
-# The program that a signal or a kill hits: its own process, so that workers have a parent of their own.
-PROGRAM = """
-import sys, time
-if __name__ != "__main__":
-    sys.exit("a worker imported the main module")
-from configs.data import DataConfig
-from data_pipeline.index import open_index
-from data_pipeline.loader import ShardLoader
-data = DataConfig(train="unused", image_size=28, channels=1, mean=(0.5,), std=(0.5,), workers=2)
-loader = ShardLoader(open_index(sys.argv[1]), data, global_batch=16, seed=0)
-batches = iter(loader)
-next(batches)
-print("started", flush=True)
-for line in sys.stdin:
-    if line.strip() == "fail":
-        raise SystemError("the training process fails")
-    for _ in range(10):
-        next(batches)
-    print("went on", flush=True)
-"""
-
-
-@pytest.fixture
-def program(index: ShardIndex, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    script = tmp_path / "program.py"
-    script.write_text(PROGRAM)
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(index.folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env=os.environ | {"PYTHONPATH": root},
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-@pytest.mark.slow
-def test_signals_sent_to_all_processes_of_a_job_do_not_stop_the_workers(
-    program: subprocess.Popen[str],
-) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        for child in psutil.Process(program.pid).children(recursive=True):
-            child.send_signal(number)
-        assert ask(program, "go on") == "went on\n"
-
-
-@pytest.mark.slow
-def test_workers_end_when_the_training_process_is_killed(program: subprocess.Popen[str]) -> None:
-    children = psutil.Process(program.pid).children(recursive=True)
-    assert len(children) >= 3
-    program.kill()
-    assert eventually(lambda: not any(is_running(child) for child in children))
-
-
-@pytest.mark.slow
-def test_a_training_process_that_fails_ends_with_its_workers_and_does_not_hang(
-    program: subprocess.Popen[str],
-) -> None:
-    children = psutil.Process(program.pid).children(recursive=True)
-    _, stderr = program.communicate("fail\n", timeout=30)
-    assert program.returncode == 1
-    assert "the training process fails" in stderr
-    assert eventually(lambda: not any(is_running(child) for child in children))
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_the_run_goes_on(program: subprocess.Popen[str]) -> None:
-    children = psutil.Process(program.pid).children(recursive=True)
-    killed = next(child for child in children if child.ppid() != program.pid)
-    killed.kill()
-    assert ask(program, "go on") == "went on\n"
-    assert ask(program, "go on") == "went on\n"
-    workers = psutil.Process(program.pid).children(recursive=True)
-    assert killed.pid not in [child.pid for child in workers if is_running(child)]
-
-
-def ask(program: subprocess.Popen[str], line: str) -> str:
-    assert program.stdin is not None
-    assert program.stdout is not None
-    program.stdin.write(line + "\n")
-    program.stdin.flush()
-    return program.stdout.readline()
-
-
-def is_running(process: psutil.Process) -> bool:
-    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

@@ -10,17 +10,25 @@ import argparse
 import json
 import os
 import signal
+import time
+from argparse import Namespace
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.training import OptimConfig
 from data_pipeline.batch import Batch
 from engine.objective import Loss
 from engine.saving.writer import FileQueue
+from engine.sharding import zero
 from engine.sharding.zero import Engine, build_engine
+from engine.survival.lifeline import Lifeline
+from engine.survival.watchdog import Watchdog
 from engine.world import World, close_world, init_world
 from tests.support.tiny_run import GLOBAL_BATCH, Supervised, tiny_config, train_tiny
 
@@ -29,6 +37,8 @@ STEPS = 12
 NAN_STEP = 2
 MICRO_BATCH = 2
 RATE = 1e-2
+LIMIT_S, SLOW_S = 8.0, 10.0
+"""The time limit of collectives and of the watchdog, and how long a conversion takes that is none of their business."""
 
 
 class Recording:
@@ -92,6 +102,8 @@ def main(out: Path, until: int | None, whole: bool) -> None:
         train(out / f"cut{stage}", stage, world, first=last_step(out / f"cut{stage}"), until=until)
         for optimizer in ("adamw", "lion"):
             check_odd(out / f"{optimizer}{stage}", stage, optimizer, world, save=whole)
+    if world.size == 4:
+        check_a_slow_conversion_is_waited_for(out / "adamw2", world)
     close_world()
 
 
@@ -133,6 +145,40 @@ def check_odd(folder: Path, stage: int, optimizer: str, world: World, *, save: b
         torch.save(found, folder / "found.pt")
     elif world.is_main:
         torch.testing.assert_close(found, torch.load(folder / "found.pt"), rtol=1e-5, atol=1e-6)
+
+
+def check_a_slow_conversion_is_waited_for(folder: Path, world: World) -> None:
+    """Longer than a collective and a watchdog would wait; it is seen to get on, so nobody takes it for a hang."""
+    hasty = dist.new_group(backend="gloo", timeout=timedelta(seconds=LIMIT_S))
+    world = replace(world, control=hasty)
+    engine = build_engine(Odd(value=0.0), tiny_config(stage=2, world_size=world.size), world)
+    convert, num_beats = zero._import_converter(), 0
+
+    def convert_slowly(arguments: Namespace) -> None:
+        for part in range(round(SLOW_S * 2)):
+            print(f"{part} of the tensors")
+            time.sleep(0.5)
+        convert(arguments)
+
+    with Lifeline(world) as lifeline:
+        watchdog = Watchdog(lifeline, timeout_s=LIMIT_S, stacks=folder / f"rank_{world.rank}.stacks")
+
+        def beat() -> None:
+            nonlocal num_beats
+            num_beats += 1
+            watchdog.beat(0, "converting")
+
+        engine.on_progress = beat
+        zero._import_converter = lambda: convert_slowly
+        try:
+            with watchdog.guarding(lambda reason: None):
+                engine.load(folder, world_size=2)
+        finally:
+            zero._import_converter = lambda: convert
+    assert num_beats >= SLOW_S / LIMIT_S
+    assert torch.equal(
+        engine.release_weights()["head.bias"], torch.load(folder / "found.pt")["loaded"]["head.bias"]
+    )
 
 
 def odd_step(engine: Engine, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -11,11 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from configs.training import RunConfig
 from engine.events import read_events
+from engine.results.evaluate import Evaluator, Scores
 from engine.saving.writer import FileQueue, Written
-from engine.world import close_world, init_world
-from tests.support.tiny_run import Supervised, history, tiny_config, train_tiny
+from engine.world import World, close_world, init_world
+from tests.support.tiny_run import (
+    MEAN,
+    STD,
+    MemoryLoader,
+    Supervised,
+    history,
+    tiny_config,
+    tiny_model,
+    train_tiny,
+)
 
 
 @contextmanager
@@ -32,6 +45,42 @@ def slow_disk() -> Iterator[None]:
         yield
     finally:
         FileQueue.write_all = write_all  # type: ignore[method-assign]
+
+
+def config_without_average(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"ema": None})})
+
+
+def check_both_weights_were_scored(averaging: Path, plain: Path) -> None:
+    """Averaging changes no weight: what a run without it says of its weights is said beside the average."""
+    expected, found = evaluations(plain), evaluations(averaging)
+    assert sorted(found) == sorted(expected) == [5, 10]
+    for step, values in found.items():
+        assert len(values) == 2 * len(expected[step]), values
+        for name, value in expected[step].items():
+            assert values[name.replace("val/", "val_raw/")] == value, (step, name, values)
+            assert name != "val/loss" or values[name] != value, (step, values)
+
+
+def evaluations(run: Path) -> dict[int, dict[str, float]]:
+    events = read_events(run / "events.jsonl")
+    return {event["step"]: event["values"] for event in events if event["kind"] == "evaluation"}
+
+
+def check_scores_are_those_of(weights: dict[str, Tensor], scores: Scores) -> None:
+    """The same model in one process gives as many right answers and, but for rounding, the same loss."""
+    alone = scored_alone(weights)
+    assert (scores.num_images, scores.top1, scores.top5) == (alone.num_images, alone.top1, alone.top5)
+    assert math.isclose(scores.loss, alone.loss, rel_tol=1e-5), (scores, alone)
+
+
+def scored_alone(weights: dict[str, Tensor]) -> Scores:
+    """Scores of these weights by a model in one process, on all images at once."""
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    loader, model = MemoryLoader(alone), tiny_model().eval()
+    model.load_state_dict(weights)
+    batches = [loader.batch(1000), loader.batch(1001)]
+    return Evaluator(batches=batches, mean=MEAN, std=STD, world=alone).scores(model)
 
 
 def main(folder: Path) -> None:
@@ -62,6 +111,12 @@ def main(folder: Path) -> None:
         if world.is_main:
             assert history(whole) == history(cut)
             assert len(history(whole)) == 12
+        plain = folder / f"plain{stage}"
+        train_tiny(plain, config_without_average(config), world, Supervised())
+        if world.is_main:
+            check_both_weights_were_scored(whole, plain)
+            assert finished.scores is not None
+            check_scores_are_those_of(expected, finished.scores)
     close_world()
 
 

@@ -33,11 +33,11 @@ MARGIN = 15.0
 """Points above chance that 60 steps must reach; they reach some 40, and a broken chain stays at 0."""
 
 
-def mirada(*arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+def mirada(*arguments: str, timeout_s: float = 240, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(packaged_root()), "COLUMNS": "140"}
     command = [sys.executable, "-m", "launch.cli", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
-    assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == exit_code, f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
     return done
 
 
@@ -89,6 +89,29 @@ def test_a_run_folder_holds_all_that_is_promised(chain: Path, name: str) -> None
     assert [file for file in [*expected, "release/README.md"] if not (chain / name / file).is_file()] == []
     assert events(chain / name, "run")[0]["world_size"] == 2
     assert events(chain / name, "finished")
+
+
+def test_a_run_says_which_kernel_each_layer_takes(chain: Path) -> None:
+    (event,) = events(chain / "teacher", "kernels")
+    assert all(layer.startswith("blocks.") for layer in event["kernels"]["sdpa: flash"])
+    client = MlflowClient(f"sqlite:///{chain}/mlflow.db")
+    names = [experiment.experiment_id for experiment in client.search_experiments()]
+
+    def told() -> list[str]:
+        runs = [run for run in client.search_runs(names) if run.info.run_name == "teacher"]
+        return [run.data.tags["mirada.kernels"] for run in runs if "mirada.kernels" in run.data.tags]
+
+    wait_for(lambda: len(told()) == 1, "the tag")
+    assert json.loads(told()[0]) == event["kernels"]
+    assert events(chain / "student", "kernels") == []  # a CNN
+
+
+def test_a_kernel_that_is_not_there_ends_a_run_before_it_has_a_folder(tmp_path: Path) -> None:
+    wish = ("configs/smoke/pretrain_vit.yaml", "model.attention.kernel=flash", "--out", str(tmp_path / "run"))
+    said = mirada("pretrain", *wish, exit_code=2).stderr
+    assert "model.attention.kernel: attention kernel 'flash' cannot be used" in " ".join(said.split())
+    assert "it runs on CUDA only" in " ".join(said.split()) and "Traceback" not in said
+    assert not (tmp_path / "run" / "events.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])

@@ -17,11 +17,16 @@ from engine.timetable import Timetable
 
 
 def timetable(
-    schedule: dict[str, Any] | None = None, *, steps_per_epoch: int = 10, **train: Any
+    schedule: dict[str, Any] | None = None,
+    *,
+    steps_per_epoch: int = 10,
+    progressive: dict[str, Any] | None = None,
+    **train: Any,
 ) -> Timetable:
+    attention = {"progressive": progressive}
     config = RunConfig(
         data=DataConfig(train="x"),
-        model=ModelConfig(name="x"),
+        model=ModelConfig.model_validate({"name": "x", "attention": attention}),
         optim=OptimConfig(lr=1.0),
         schedule=ScheduleConfig.model_validate(schedule or {}),
         train=TrainConfig.model_validate({"duration": "10 epochs", "global_batch": 32, **train}),
@@ -104,3 +109,37 @@ def test_a_duration_under_one_step_is_an_error_that_names_it() -> None:
 def test_a_warmup_as_long_as_the_run_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"schedule.warmup: '10 epochs' is 100 steps"):
         timetable({"warmup": "10 epochs"})
+
+
+@pytest.mark.parametrize(
+    ("progressive", "expected"),
+    [
+        ({"over": "10 epochs"}, (100, None, 1)),
+        ({"over": "1600 images", "fade": "1 epoch", "start": 0}, (50, 10, 0)),
+        ({"over": "7 steps", "fade": "7 steps"}, (7, 7, 1)),
+    ],
+)
+def test_layers_of_attention_come_in_at_steps(progressive: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    activation = timetable(progressive=progressive).activation
+    assert activation is not None
+    assert (activation.over_steps, activation.fade_steps, activation.start) == expected
+    assert timetable().activation is None
+
+
+@pytest.mark.parametrize(
+    ("progressive", "said"),
+    [
+        (
+            {"over": "11 epochs"},
+            r"progressive.over: '11 epochs' is 110 steps, the whole run \('10 epochs'\) is 100",
+        ),
+        (
+            {"over": "1 epoch", "fade": "20 steps"},
+            r"progressive.fade: one layer \('20 steps', 20 steps\) .* 10 steps",
+        ),
+        ({"over": "5 images"}, r"progressive.over: '5 images' is less than one optimizer step"),
+    ],
+)
+def test_layers_that_do_not_fit_into_the_run_are_an_error(progressive: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        timetable(progressive=progressive)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from engine.events import read_events
+from engine.results.evaluate import Evaluator, Scores
 from engine.world import World
 from tests.support.tiny_run import Supervised, history, tiny_config, train_tiny
 
@@ -60,6 +63,29 @@ def test_a_run_logs_each_interval_evaluates_saves_and_ends(tmp_path: Path, world
         "perf/data_wait_fraction",
         "perf/memory_gb",
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_passes"), [({}, 2), ({"evaluate_raw": False}, 1), ({"ema": None}, 1)]
+)
+def test_weights_are_scored_beside_their_average_where_there_is_one_and_that_is_asked_for(
+    changes: dict[str, Any], num_passes: int, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[Scores] = []
+    score = Evaluator.scores
+
+    def count(evaluator: Evaluator, model: nn.Module) -> Scores:
+        passes.append(score(evaluator, model))
+        return passes[-1]
+
+    monkeypatch.setattr(Evaluator, "scores", count)
+    config = tiny_config(stage=0, world_size=1, steps=3, evaluate_every="3 steps", **changes)
+    outcome, _ = train_tiny(tmp_path / "run", config, world, Supervised())
+    assert len(passes) == num_passes and outcome.scores == passes[0]
+    [evaluation] = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e["kind"] == "evaluation"]
+    expected = passes[0].values() | {k: v for raw in passes[1:] for k, v in raw.values(raw=True).items()}
+    assert evaluation["values"] == expected
+    assert len(expected) == 4 * num_passes and "val/top1" in expected
 
 
 def test_the_interval_a_stop_cut_is_reported_as_if_it_had_not_been(tmp_path: Path, world: World) -> None:

@@ -8,12 +8,15 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.base import ConfigError
 from models.attention import use_attend
-from models.attention_maps import AttentionMaps, open_maps
+from models.attention_maps import look, open_attention, open_maps
 from models.energy_maps import EnergyMaps, stage_names
+from models.gate_maps import GateMaps
+from models.swin_maps import SwinMaps
+from models.vit_maps import AttentionMaps
+from tests.support.largest_tensor import LargestTensor
 
 PLAIN = (
     "vit_tiny_patch16_224",
@@ -157,6 +160,60 @@ def test_a_stage_is_found_by_name_too() -> None:
 def test_open_maps_takes_what_the_network_has() -> None:
     assert isinstance(open_maps(build(*PLAIN), (-1,)), AttentionMaps)
     assert isinstance(open_maps(timm.create_model("resnet10t"), (-1,)), EnergyMaps)
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, depths=(1, 1))
+    assert isinstance(open_attention(swin, (-1,)), SwinMaps)
+
+
+@pytest.mark.parametrize("layer", ["cbam", "lcbam", "gc"])
+def test_gate_maps_are_the_factors_that_multiply_places(layer: str) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model("resnet18", block_args={"attn_layer": layer}, zero_init_last=False).eval()
+    gated: Any = model.layer2[0].se
+    seen: list[tuple[Tensor, Tensor]] = []
+    gated = gated.spatial if "cbam" in layer else gated
+    gated.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.clone())))
+    with torch.no_grad(), GateMaps(model, (2,)) as maps:
+        model(torch.rand(2, 3, 64, 64))
+    (found,), (before, after) = maps.take(), seen[0]
+    if layer == "gc":
+        logits = (
+            torch.einsum("bchw,c->bhw", before, gated.conv_attn.weight[0, :, 0, 0]) + gated.conv_attn.bias
+        )
+        expected = logits.flatten(1).softmax(dim=1).view_as(logits)
+    else:
+        expected = ((after * before).sum(dim=1) / before.square().sum(dim=1)).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "kinds"),
+    [
+        (*PLAIN, {"row": (8, 8), "column_mass": (8, 8), "rollout": (8, 8)}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 56, "depths": (1, 1)},
+            {"column_mass": (7, 7), "energy": (7, 7)},
+        ),
+        ("resnet10t", {}, {"energy": (2, 2)}),
+    ],
+)
+def test_one_call_looks_with_any_network_and_leaves_it_as_it_was(
+    name: str, args: dict[str, Any], kinds: dict[Any, tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name, num_classes=3, **args).train()
+    frozen = next(model.children()).eval()
+    images = torch.rand(2, 3, args.get("img_size", 64), args.get("img_size", 64))
+    (first,) = look(model, images)
+    for of, grid in kinds.items():
+        patch = args.get("patch_size")
+        (found,) = look(model, images, of=of)
+        assert (
+            found.shape == (2, *((32 // patch, 32 // patch) if patch else grid)) and not found.requires_grad
+        )
+    torch.testing.assert_close(first, look(model, images, of=next(iter(kinds)))[0])
+    assert model.training and not frozen.training
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_what_does_not_exist_is_an_error_that_lists_what_does() -> None:
@@ -175,20 +232,14 @@ def test_what_does_not_exist_is_an_error_that_lists_what_does() -> None:
         EnergyMaps(cnn, stages=("layer9",))
     with pytest.raises(ConfigError, match="no map is asked for"):
         EnergyMaps(cnn, stages=())
+    with pytest.raises(ConfigError, match=r"ResNet has no map of 'rollout'; it may have 'energy', 'gate'"):
+        open_maps(cnn, (-1,), of="rollout")
+    with pytest.raises(
+        ConfigError, match=r"ResNet has no gate over places .* stages \(act1, .*\) have energy maps"
+    ):
+        open_maps(cnn, (-1,), of="gate")
     with pytest.raises(ConfigError, match="but the model has none: use query 'mean'"):
         AttentionMaps(build(*GAP), query="cls")
-
-
-class _LargestTensor(TorchDispatchMode):
-    """Notes the most elements any operation put out."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in out if isinstance(out, tuple | list) else (out,):
-            self.numel = max(self.numel, leaf.numel() if isinstance(leaf, Tensor) else 0)
-        return out
 
 
 @pytest.mark.parametrize("query", ["cls", "mean"])
@@ -197,7 +248,7 @@ def test_no_operation_forms_anything_as_large_as_the_attention_matrix(query: Any
     args = {"img_size": side, "patch_size": 1, "embed_dim": width, "depth": 1, "num_heads": 1, "mlp_ratio": 1}
     model = build(PLAIN[0], args)
     num_tokens = side * side + 1
-    with torch.no_grad(), AttentionMaps(model, query=query) as maps, _LargestTensor() as largest:
+    with torch.no_grad(), AttentionMaps(model, query=query) as maps, LargestTensor() as largest:
         model(torch.rand(1, 3, side, side))
     assert maps.take()[0].shape == (1, side, side)
     assert largest.numel <= 4 * num_tokens * width < num_tokens**2 / 20
@@ -206,5 +257,5 @@ def test_no_operation_forms_anything_as_large_as_the_attention_matrix(query: Any
 def test_maps_of_no_forward_are_an_error() -> None:
     with AttentionMaps(build(*PLAIN)) as maps:
         pass
-    with pytest.raises(RuntimeError, match=r"no map of blocks.2.attn: the model did not run"):
+    with pytest.raises(RuntimeError, match=r"no map of blocks.2.attn: the layer did not run"):
         maps.take()

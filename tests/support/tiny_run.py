@@ -222,6 +222,7 @@ def tiny_trainer(
             mean=MEAN,
             std=STD,
             world=world,
+            scores_raw=config.train.evaluate_raw,
         ),
     )
 

@@ -1,5 +1,9 @@
+"""Manifests: which images they name, with which labels and captions, and what becomes of their further columns."""
+
 from __future__ import annotations
 
+import datetime
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,8 +11,11 @@ import pyarrow.parquet
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.packing.corpus import Choice
 from data_pipeline.packing.manifest import ManifestOptions, read_manifest
+from data_pipeline.packing.pack import build
 from tests.support.images import encoded_image
+from tests.support.packed import samples_of
 
 
 @pytest.fixture
@@ -159,3 +166,47 @@ def test_a_table_saved_by_a_spreadsheet_is_read(folder: Path) -> None:
     file = folder / "list.csv"
     file.write_bytes("\ufeffpath,label\r\npictures/a.png,Ω\r\n".encode())
     assert read_manifest(file).classes == ("Ω",)
+
+
+def test_further_columns_become_json_with_their_types(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(1))
+    columns = {
+        "path": ["a.png", "a.png"],
+        "score": [0.5, float("nan")],
+        "width": pa.array([7, None], pa.int16()),
+        "sharp": [True, False],
+        "taken": [datetime.datetime(2024, 5, 1, 12), None],
+        "tags": [["ä", "b"], []],
+        "camera": [{"name": "x", "iso": 100}, None],
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    build(tmp_path / "list.parquet", tmp_path / "out", choice=Choice(unlabelled=True))
+    assert [json.loads(sample["json"]) for sample in samples_of(tmp_path / "out")] == [
+        {
+            "score": 0.5,
+            "width": 7,
+            "sharp": True,
+            "taken": "2024-05-01T12:00:00",
+            "tags": ["ä", "b"],
+            "camera": {"name": "x", "iso": 100},
+        },
+        {"score": None, "width": None, "sharp": False, "taken": None, "tags": [], "camera": None},
+    ]
+
+
+def test_further_columns_of_csv_stay_text_and_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(1))
+    (tmp_path / "list.csv").write_text("path,label,id,note\na.png,0,007,\n")
+    for columns, expected in ((None, {"id": "007", "note": None}), (("id",), {"id": "007"})):
+        build(tmp_path / "list.csv", tmp_path / f"out{columns}", choice=Choice(columns=columns))
+        assert json.loads(samples_of(tmp_path / f"out{columns}")[0]["json"]) == expected
+    build(tmp_path / "list.csv", tmp_path / "none", choice=Choice(columns=()))
+    assert "json" not in samples_of(tmp_path / "none")[0]
+
+
+def test_captions_become_text_members(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded_image(1))
+    table = pa.table({"path": ["a.png", "a.png"], "label": ["x", "y"], "caption": ["a réd fish", None]})
+    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    build(tmp_path / "list.parquet", tmp_path / "out")
+    assert [sample.get("txt") for sample in samples_of(tmp_path / "out")] == ["a réd fish".encode(), None]

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import datetime
 import fcntl
 import io
-import json
 import os
 import subprocess
 import sys
@@ -11,8 +9,6 @@ import tarfile
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +26,7 @@ from data_pipeline.packing.shard_writer import Treatment, write_shard
 from data_pipeline.packing.share import Share
 from data_pipeline.shard import describe_shard
 from tests.support.images import encoded_image, make_image_folder
-from tests.support.shards import draw_image, encode, make_shards, write_tar
+from tests.support.packed import content_of, samples_of
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = Layout(shard_size=5)
@@ -44,22 +40,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return make_image_folder(tmp_path / "source", per_class=8)
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def samples_of(folder: Path) -> list[dict[str, bytes]]:
-    """What webdataset itself reads from the shards."""
-    import webdataset  # brings torch along: seconds that most tests here need not wait
-
-    urls = sorted(str(path) for path in folder.iterdir() if path.name.endswith((".tar", ".tar.gz")))
-    samples = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
-    return [
-        {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")}
-        for sample in samples
-    ]
 
 
 def test_webdataset_reads_the_very_bytes_of_every_image_with_its_label(source: Path, tmp_path: Path) -> None:
@@ -243,14 +223,6 @@ def test_two_builds_do_not_write_to_one_folder(source: Path, tmp_path: Path) -> 
     assert build(source, tmp_path / "out").num_shards_written == 1
 
 
-def test_captions_become_text_members(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded_image(1))
-    table = pa.table({"path": ["a.png", "a.png"], "label": ["x", "y"], "caption": ["a réd fish", None]})
-    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
-    build(tmp_path / "list.parquet", tmp_path / "out")
-    assert [sample.get("txt") for sample in samples_of(tmp_path / "out")] == ["a réd fish".encode(), None]
-
-
 def test_content_decides_about_the_suffix_and_strangers_are_listed(tmp_path: Path) -> None:
     source = make_image_folder(tmp_path / "source", classes=("cat",), per_class=1)
     (source / "cat" / "png.JPEG").write_bytes(encoded_image(3))
@@ -262,43 +234,6 @@ def test_content_decides_about_the_suffix_and_strangers_are_listed(tmp_path: Pat
         {"png"},
     ]
     assert built.strangers == ("cat/text.png",)
-
-
-def test_existing_tars_are_packed_anew_with_their_keys_and_texts(tmp_path: Path) -> None:
-    images = [encode(draw_image(number)) for number in range(7)]
-    for shard, numbers in enumerate(([0, 1, 2], [3, 4, 5, 6])):
-        members = []
-        for number in numbers:
-            key = f"album/{number}"
-            members += [
-                (f"{key}.png", images[number]),
-                (f"{key}.cls", b"%d" % (number % 3)),
-                (f"{key}.txt", b"t%d" % number),
-            ]
-        write_tar(tmp_path / "in" / f"x-{shard}.tar{'.gz' * shard}", members)
-    build(tmp_path / "in", tmp_path / "out", layout=Layout(shard_size=5))
-    samples = samples_of(tmp_path / "out")
-    assert [sample["__key__"] for sample in samples] == [f"album/{number}" for number in range(7)]
-    assert [sample["png"] for sample in samples] == images
-    assert [(sample["cls"], sample["txt"]) for sample in samples] == [
-        (b"%d" % (n % 3), b"t%d" % n) for n in range(7)
-    ]
-
-
-def test_tars_that_share_a_key_are_not_packed_together(tmp_path: Path) -> None:
-    make_shards(tmp_path / "in", [2])
-    (tmp_path / "in" / "test-000001.tar").write_bytes((tmp_path / "in" / "test-000000.tar").read_bytes())
-    with pytest.raises(
-        DataError, match=r"key '000000' stands in .*test-000000\.tar and in .*test-000001\.tar"
-    ):
-        build(tmp_path / "in", tmp_path / "out")
-
-
-def test_classes_of_indexed_tars_keep_their_names(source: Path, tmp_path: Path) -> None:
-    build(source, tmp_path / "first")
-    build(tmp_path / "first", tmp_path / "second", choice=Choice(class_names=("eel", "dog")))
-    index = open_index(str(tmp_path / "second"))
-    assert (index.classes, sorted(index.labels())) == (("eel", "dog"), [0] * 8 + [1] * 8)
 
 
 @given(
@@ -332,50 +267,6 @@ def test_unlabelled_images_have_no_label_file(source: Path, tmp_path: Path) -> N
     build(source, tmp_path / "out", choice=Choice(unlabelled=True))
     assert not any("cls" in sample for sample in samples_of(tmp_path / "out"))
     assert open_index(str(tmp_path / "out")).classes == ()
-
-
-def test_further_columns_become_json_with_their_types(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded_image(1))
-    columns = {
-        "path": ["a.png", "a.png"],
-        "score": [0.5, float("nan")],
-        "width": pa.array([7, None], pa.int16()),
-        "sharp": [True, False],
-        "taken": [datetime.datetime(2024, 5, 1, 12), None],
-        "tags": [["ä", "b"], []],
-        "camera": [{"name": "x", "iso": 100}, None],
-    }
-    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
-    build(tmp_path / "list.parquet", tmp_path / "out", choice=Choice(unlabelled=True))
-    assert [json.loads(sample["json"]) for sample in samples_of(tmp_path / "out")] == [
-        {
-            "score": 0.5,
-            "width": 7,
-            "sharp": True,
-            "taken": "2024-05-01T12:00:00",
-            "tags": ["ä", "b"],
-            "camera": {"name": "x", "iso": 100},
-        },
-        {"score": None, "width": None, "sharp": False, "taken": None, "tags": [], "camera": None},
-    ]
-
-
-def test_further_columns_of_csv_stay_text_and_can_be_chosen(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(encoded_image(1))
-    (tmp_path / "list.csv").write_text("path,label,id,note\na.png,0,007,\n")
-    for columns, expected in ((None, {"id": "007", "note": None}), (("id",), {"id": "007"})):
-        build(tmp_path / "list.csv", tmp_path / f"out{columns}", choice=Choice(columns=columns))
-        assert json.loads(samples_of(tmp_path / f"out{columns}")[0]["json"]) == expected
-    build(tmp_path / "list.csv", tmp_path / "none", choice=Choice(columns=()))
-    assert "json" not in samples_of(tmp_path / "none")[0]
-
-
-@pytest.mark.parametrize("key", ["../evil", "/etc/evil", "a/../../evil", "a\\evil", "a\nb"])
-def test_keys_that_would_leave_a_folder_are_refused(tmp_path: Path, key: str) -> None:
-    write_tar(tmp_path / "in.tar", [(f"{key}.png", encode(draw_image(1)))])
-    with pytest.raises(DataError, match=r"in\.tar.*key .* outside of|no file name"):
-        build(tmp_path / "in.tar", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_file_and_class_names_of_any_script_and_of_none_are_packed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from configs.data import DataConfig
 from data_pipeline.batch import Batch
 from data_pipeline.errors import DataError
-from data_pipeline.index import ShardIndex, write_index
+from data_pipeline.index import Origin, ShardIndex, write_index
 from data_pipeline.loader import ShardLoader
 from tests.support.nginx import NginxServer, missing_for_nginx, nginx_server, wait_until
 from tests.support.s3_server import missing_for_s3, s3_server
@@ -56,7 +56,7 @@ def elsewhere(local: ShardIndex, base: str, folder: Path) -> ShardIndex:
         classes=local.classes,
         shards=local.shards,
         rows=rows,
-        base=base,
+        origin=Origin(base=base),
     )
 
 

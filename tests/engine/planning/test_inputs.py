@@ -80,6 +80,6 @@ def test_the_meter_is_told_of_flops_where_the_devices_peak_is_known(
     session, model = Session.__new__(Session), tiny_model()
     session.config, session._flops_per_image = config(), None
     session.world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
-    session.count_flops(model)
+    session.examine(model)
     expected = None if peak is None else train_flops_per_image(model, (3, 32, 32))
     assert (session._peak_flops, session._flops_per_image) == (peak, expected)

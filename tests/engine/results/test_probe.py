@@ -157,6 +157,10 @@ def test_scores_are_those_of_scikit_learn_on_the_embedded_sample(world: World) -
         *(f"val/probe_{name}" for name in ("top1", "top5", "ece", "loss")),
         "val/knn_top1",
     }
+    of_raw_weights = scores.values(raw=True)
+    assert {
+        name.replace("val/", "val_raw/"): value for name, value in scores.values().items()
+    } == of_raw_weights
     assert evaluator.scores(model) == scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,10 +11,10 @@ import torch
 
 from configs.training import ModelConfig, RunConfig
 from engine.results.evaluate import Scores
-from engine.results.release import write_release
+from engine.results.release import Origin, write_release
 from engine.sharding.zero import build_engine
 from engine.world import World
-from models.build import build_model
+from models.build import build_model, load_release
 from tests.support.tiny_run import MemoryLoader, Supervised, tiny_config, tiny_engine
 
 CLASSES = [f"class {n}" for n in range(10)]
@@ -27,10 +28,7 @@ def release(path: Path, model: torch.nn.Module, weights: dict[str, torch.Tensor]
         weights=weights,
         config=config,
         classes=CLASSES,
-        command="mirada pretrain x.yaml",
-        run_id="4f3c",
-        data_digest="abc",
-        step=12,
+        origin=Origin(command="mirada pretrain x.yaml", run_id="4f3c", data_digest="abc", step=12),
         scores=SCORES,
     )
 
@@ -78,3 +76,30 @@ def test_a_release_replaces_a_former_one_and_leaves_nothing_beside_it(tmp_path: 
         "config.json",
         "model.safetensors",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "attention"),
+    [
+        ("resnet10t", {"channels": [8, 8, 16, 16]}, {"gates": {"name": "cbam", "stages": [0, 3]}}),
+        (
+            "vit_tiny_patch16_224",
+            {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2},
+            {"two_stage": {"window": 2, "num_global": 1}, "progressive": {"over": "2 steps"}},
+        ),
+    ],
+)
+def test_attention_that_is_not_timms_is_built_again_by_ours_and_the_card_says_so(
+    tmp_path: Path, name: str, args: dict[str, Any], attention: dict[str, Any]
+) -> None:
+    chosen = ModelConfig.model_validate({"name": name, "args": args, "attention": attention})
+    config = tiny_config(stage=0, world_size=1).model_copy(update={"model": chosen})
+    model = build_model(chosen, num_classes=10, in_chans=3, image_size=16).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    folder = release(tmp_path / "release", model, model.state_dict(), config)
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.equal(load_release(str(folder)).eval()(images), model(images))
+    card = (folder / "README.md").read_text()
+    assert "from mirada.models.build import load_release" in card and "timm.create_model" not in card

@@ -77,7 +77,8 @@ def _make_run(path: Path, *, name: str | None = None, program: str = "pretrain",
         losses = {"train/loss": 3 / step, "train/task": 1 / step, "train/attention": 2 / step}
         speed = {"perf/images_per_s": 1000.0 + step, "perf/data_wait_fraction": 0.02}
         log.append("metrics", step=step, images=step * 8, values={**losses, "train/lr": 0.1, **speed})
-    log.append("evaluation", step=50, values={"val/top1": 71.5, "val/top5": 97.0, "val/ece": 0.05})
+    scores = {"val/top1": 71.5, "val/top5": 97.0, "val/ece": 0.05, "val_raw/top1": 68.25}
+    log.append("evaluation", step=50, values=scores)
     log.append("finished", step=50)
     return path
 
@@ -127,6 +128,7 @@ def test_the_page_has_every_run_row_curve_command_and_config(tmp_path: Path, inp
         assert words in page.text
     for words in ("Validation accuracy", "Training loss", "Learning rate", "Throughput", "Waiting for data"):
         assert words in page.text
+    assert "(not averaged: 68.2)" in page.text and "Validation accuracy without averaging" in page.text
     assert "Loss of student, part by part" in page.text
     for run in ("teacher", "student"):
         assert (
@@ -138,8 +140,17 @@ def test_the_page_has_every_run_row_curve_command_and_config(tmp_path: Path, inp
     assert "1 min 01 s" in page.text
     assert "5d41402abc4b2a76b9719d911017c592" in page.text
     assert "2.14.1" in page.text
-    assert page.tags.count("svg") == 1 + 6 + 2  # the mark, the shared charts, each run's loss parts
+    assert page.tags.count("svg") == 1 + 7 + 2  # the mark, the shared charts, each run's loss parts
     assert "made outside these runs" not in page.text
+
+
+def test_what_features_are_worth_is_drawn_for_a_run_without_labels(tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "encoder")
+    EventLog(run / "events.jsonl").append(
+        "evaluation", step=50, values={"val/probe_top1": 31.5, "val/knn_top1": 28.0}
+    )
+    page = Page(render_report([run], inputs=Inputs()))
+    assert "Linear probe" in page.text and "Nearest neighbours" in page.text
 
 
 def test_the_page_loads_nothing(tmp_path: Path, inputs: Inputs) -> None:

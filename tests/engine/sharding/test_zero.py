@@ -105,9 +105,10 @@ def test_the_average_is_that_of_the_weights_after_each_step(stage: int, precisio
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_evaluation_is_of_the_average_and_leaves_training_as_it_was(stage: int, world: World) -> None:
-    config = tiny_config(stage=stage, world_size=1, ema=0.9)
-    engine, undisturbed = (tiny_engine(config, world, drop_path=0.0) for _ in range(2))
+def test_evaluation_is_of_the_average_or_not_and_leaves_training_as_it_was(stage: int, world: World) -> None:
+    configs = [tiny_config(stage=stage, world_size=1, ema=ema) for ema in (0.9, None)]
+    engine, undisturbed = (tiny_engine(config, world, drop_path=0.0) for config in configs)
+    assert engine.has_average and not undisturbed.has_average
     loader, reference = MemoryLoader(world), tiny_model(drop_path=0.0).eval()
     for step in range(4):
         losses = train_one(engine, loader, step), train_one(undisturbed, loader, step)
@@ -118,6 +119,12 @@ def test_evaluation_is_of_the_average_and_leaves_training_as_it_was(stage: int, 
             torch.testing.assert_close(model(images), reference(images))
             if step == 2:  # a signal in mid-evaluation
                 raise Stopped
+        found = []
+        for trained in (engine, undisturbed):
+            with trained.evaluation(raw=True) as model, torch.no_grad():
+                found.append(model(images))
+        assert torch.equal(*found)
+        assert not torch.allclose(found[0], reference(images))
 
 
 @pytest.mark.parametrize("stage", [2, 3])

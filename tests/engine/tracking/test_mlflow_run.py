@@ -16,7 +16,7 @@ from tests.support.tracked_run import TrackedRun
 def test_points_params_tags_data_sets_status_and_files_arrive(folder: TrackedRun) -> None:
     folder.start()
     folder.train(1, 3)
-    folder.log.append("evaluation", step=3, values={"val/top1": 71.5})
+    folder.log.append("evaluation", step=3, values={"val/top1": 71.5, "val_raw/top1": 70.25})
     folder.log.append("checkpoint", step=3, path="checkpoints/step_3")
     folder.release()
     folder.log.append("finished", step=3)
@@ -26,6 +26,7 @@ def test_points_params_tags_data_sets_status_and_files_arrive(folder: TrackedRun
     run = folder.run
     assert folder.points() == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert folder.points("val/top1") == [(3, 71.5)]
+    assert folder.points("val_raw/top1") == [(3, 70.25)]
     assert run.data.params["model.name"] == "vit_tiny"
     assert run.data.params["data.scale"] == "[0.1, 1.0]"
     assert run.data.tags["mlflow.source.git.commit"] == "3f9c2ab"

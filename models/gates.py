@@ -1,0 +1,212 @@
+"""Gates: an attention layer at the end of every residual branch of the ResNet stages asked for.
+
+timm's ResNets have this place and call it `se`: weights of timm's networks with the same layer fit, name by name, and
+so do those of networks without one. A gate in the stem stands behind its activation, where AlexNet normalizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from timm.layers.cbam import ChannelAttn, LightSpatialAttn, SpatialAttn
+from timm.layers.create_attn import get_attn
+from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
+
+from configs.attention import GatesConfig
+from configs.base import ConfigError
+from models.local_response import LocalResponse
+from models.stage_attention import MapAttention, WindowAttention
+
+_TIMM_NAMES = ("se", "ese", "eca", "ceca", "gc", "cbam", "lcbam", "coord", "scoord", "ela", "strip", "nl")
+
+GATES: frozenset[type[nn.Module]] = frozenset(
+    [*map(get_attn, _TIMM_NAMES), SqueezeExcite, LocalResponse, MapAttention, WindowAttention]
+)
+"""The layers that stand in a gate's place, in ResNets and in EfficientNets."""
+
+_PARTS_OF_GATES = (ChannelAttn, SpatialAttn, LightSpatialAttn)
+_CHANNELS_PER_HEAD = 32
+_WINDOW = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kind:
+    """How one of the gates is made."""
+
+    make: Callable[[GatesConfig, int, int], nn.Module]
+    """Config, channels, and how many gates there are before it -> the layer."""
+    options: frozenset[str] = field(default=frozenset())
+    """The settings it takes."""
+
+
+def use_gates(model: nn.Module, config: GatesConfig) -> nn.Module:
+    """Puts the gates in, in place; raises ConfigError for what the network, or the gate, has no place for."""
+    kind = _KINDS[config.name]
+    mistakes = _unused_options(config, kind)
+    if not isinstance(model, ResNet):
+        mistakes.append(
+            f"model.attention.gates: {type(model).__name__} has no ResNet stages to put {config.name!r} in; use a "
+            "ResNet of timm (resnet18, resnet50d, resnext50_32x4d ...), or leave gates out"
+        )
+        raise ConfigError("\n".join(mistakes))
+    stages = range(1, 1 + len(_stages(model))) if config.stages == "all" else config.stages
+    mistakes += _missing_places(model, stages, config)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    count = 0
+    for stage in sorted(set(stages)):
+        count += _fill_stage(model, stage, partial(kind.make, config), count)
+    return model
+
+
+def gate_values(model: nn.Module) -> list[nn.Module]:
+    """The activations whose outputs multiply features: what SE, CBAM, ECA and their like call `gate`."""
+    kinds = (*GATES, *_PARTS_OF_GATES)
+    found = [getattr(module, "gate", None) for module in model.modules() if isinstance(module, kinds)]
+    return [gate for gate in found if isinstance(gate, nn.Module)]
+
+
+def _stages(model: ResNet) -> list[Any]:
+    return [model.layer1, model.layer2, model.layer3, model.layer4]
+
+
+def _fill_stage(model: ResNet, stage: int, make: Callable[[int, int], nn.Module], count: int) -> int:
+    """Gives each block of a stage its gate; returns how many."""
+    if stage == 0:
+        features: Any = model.feature_info
+        stem_channels = int(features[0]["num_chs"])
+        model.act1 = nn.Sequential(model.act1, _initialized(make(stem_channels, count)))
+        return 1
+    blocks = _stages(model)[stage - 1]
+    for index, block in enumerate(blocks):
+        block.se = _initialized(make(_out_channels(block), count + index))
+    return len(blocks)
+
+
+def _out_channels(block: Any) -> int:
+    last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+    return int(last.out_channels)
+
+
+def _initialized(gate: nn.Module) -> nn.Module:
+    """As timm's ResNets initialize the convolutions of all their gates."""
+    for module in gate.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return gate
+
+
+def _missing_places(model: ResNet, stages: Sequence[int], config: GatesConfig) -> list[str]:
+    layers = _stages(model)
+    unknown = sorted({stage for stage in stages if stage > len(layers)})
+    mistakes = []
+    if unknown:
+        mistakes.append(
+            f"model.attention.gates.stages: {_listed(unknown)}, but the network has stages 1 to {len(layers)} "
+            "(and 0, the stem)"
+        )
+    wanted = [layers[stage - 1] for stage in stages if 1 <= stage <= len(layers)]
+    blocks = [block for layer in wanted for block in layer]
+    strange = sorted({type(b).__name__ for b in blocks if not isinstance(b, BasicBlock | Bottleneck)})
+    if strange:
+        mistakes.append(
+            f"model.attention.gates: blocks of the kind {_listed(strange)} have no place for a gate; use a plain ResNet"
+        )
+    taken = sorted({type(block.se).__name__ for block in blocks if getattr(block, "se", None) is not None})
+    if taken:
+        mistakes.append(
+            f"model.attention.gates: the network has {_listed(taken)} already where {config.name!r} would stand; use "
+            "the plain ResNet of the same size, or leave gates out"
+        )
+    return mistakes + _bad_heads(blocks, config)
+
+
+def _bad_heads(blocks: Sequence[Any], config: GatesConfig) -> list[str]:
+    if "heads" not in _KINDS[config.name].options:
+        return []
+    widths = sorted({_out_channels(b) for b in blocks if isinstance(b, BasicBlock | Bottleneck)})
+    odd = [width for width in widths if width % _num_heads(config, width)]
+    if not odd:
+        return []
+    return [
+        f"model.attention.gates.heads: {_num_heads(config, odd[0])} do not divide the {odd[0]} channels of a stage; "
+        "set heads to a divisor"
+    ]
+
+
+def _unused_options(config: GatesConfig, kind: _Kind) -> list[str]:
+    settings = ("reduction", "kernel_size", "heads", "window")
+    given = [name for name in settings if getattr(config, name) is not None]
+    mistakes = [
+        f"model.attention.gates.{name}: {config.name!r} has no such setting "
+        f"({f'it takes {_listed(sorted(kind.options))}' if kind.options else 'it takes none'}); leave it out"
+        for name in given
+        if name not in kind.options
+    ]
+    if config.kernel_size is not None and "kernel_size" in kind.options and config.kernel_size % 2 == 0:
+        mistakes.append(
+            f"model.attention.gates.kernel_size: {config.kernel_size} has no middle; use an odd number"
+        )
+    return mistakes
+
+
+def _num_heads(config: GatesConfig, channels: int) -> int:
+    return config.heads or max(1, channels // _CHANNELS_PER_HEAD)
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _of_timm(config: GatesConfig, channels: int, count: int) -> nn.Module:
+    """A layer of timm's by its name."""
+    given: dict[str, Any] = {} if config.reduction is None else {"rd_ratio": 1.0 / config.reduction}
+    if config.kernel_size is not None:
+        given["spatial_kernel_size"] = config.kernel_size
+    gate: nn.Module = get_attn(config.name)(channels, **given)
+    return gate
+
+
+def _eca(config: GatesConfig, channels: int, count: int) -> nn.Module:
+    """timm computes the width from the channels, as in the paper, unless it is given no channels."""
+    if config.kernel_size is None:
+        return _of_timm(config, channels, count)
+    gate: nn.Module = get_attn(config.name)(None, kernel_size=config.kernel_size)
+    return gate
+
+
+def _local_response(config: GatesConfig, channels: int, count: int) -> nn.Module:
+    return LocalResponse() if config.kernel_size is None else LocalResponse(size=config.kernel_size)
+
+
+def _map_attention(config: GatesConfig, channels: int, count: int) -> nn.Module:
+    return MapAttention(channels, heads=_num_heads(config, channels))
+
+
+def _windows(config: GatesConfig, channels: int, count: int, *, alternate: bool) -> nn.Module:
+    heads, shifted = _num_heads(config, channels), alternate and count % 2 == 1
+    return WindowAttention(channels, heads=heads, window=config.window or _WINDOW, shifted=shifted)
+
+
+_REDUCED = frozenset({"reduction"})
+_SIZED = frozenset({"kernel_size"})
+_HEADED = frozenset({"heads"})
+
+_KINDS = {
+    **{name: _Kind(make=_of_timm) for name in ("ese", "ela", "strip")},
+    **{
+        name: _Kind(make=_of_timm, options=_REDUCED)
+        for name in ("se", "ecam", "gc", "gca", "coord", "scoord", "nl")
+    },
+    **{name: _Kind(make=_of_timm, options=_REDUCED | _SIZED) for name in ("cbam", "lcbam")},
+    **{name: _Kind(make=_eca, options=_SIZED) for name in ("eca", "ceca")},
+    "lrn": _Kind(make=_local_response, options=_SIZED),
+    "mhsa": _Kind(make=_map_attention, options=_HEADED),
+    "window": _Kind(make=partial(_windows, alternate=False), options=_HEADED | {"window"}),
+    "shifted_window": _Kind(make=partial(_windows, alternate=True), options=_HEADED | {"window"}),
+}

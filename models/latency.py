@@ -1,0 +1,45 @@
+"""How long a network takes for one image on the device that it is on: what a latency target is held against."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+_WARM_UP = 3
+_MOST_FORWARDS = 50
+_MOST_S = 3.0
+"""Seconds spent measuring; at least three forwards are timed whatever they take."""
+
+
+@torch.inference_mode()
+def measure_latency(model: nn.Module, input_shape: tuple[int, int, int]) -> float:
+    """Median seconds of a forward of one image [C, H, W] in evaluation mode, after a warm-up; fp32."""
+    device = next(model.parameters()).device
+    image = torch.zeros(1, *input_shape, device=device)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(_WARM_UP):
+            model(image)
+        return statistics.median(_timed(model, image))
+    finally:
+        model.train(was_training)
+
+
+def _timed(model: nn.Module, image: torch.Tensor) -> list[float]:
+    taken: list[float] = []
+    while len(taken) < 3 or (len(taken) < _MOST_FORWARDS and sum(taken) < _MOST_S):
+        _wait(image.device)
+        began = time.perf_counter()
+        model(image)
+        _wait(image.device)
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

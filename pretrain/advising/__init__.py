@@ -1,0 +1,1 @@
+"""Which recipe for which corpus, on which hardware: what `mirada advise` is made of."""

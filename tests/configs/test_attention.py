@@ -1,0 +1,96 @@
+"""configs.attention: what a recipe may say of attention, and how it is told what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.base import ConfigError
+from configs.load import load_config, packaged_root
+from pretrain.config import PretrainConfig
+
+RECIPE = "configs/smoke/pretrain_vit.yaml"
+SYSTEMS = sorted((packaged_root() / "configs" / "pretrain" / "systems").glob("*.yaml"))
+
+
+def test_without_a_word_about_attention_nothing_but_the_kernel_is_chosen() -> None:
+    attention = load_config(PretrainConfig, RECIPE).config.model.attention
+    assert attention.model_dump(exclude_defaults=True) == {}
+    assert attention.kernel == "auto"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["model.attention.gates.name=sse"],
+            r"model.attention.gates.name: 'sse' is not allowed: input should be 'lrn', 'se', .*'shifted_window'",
+        ),
+        (["model.attention.kernel=flsh"], r"kernel: 'flsh' is not allowed: input should be 'auto', 'flash'"),
+        (
+            ["model.attention.gates={name: se, stages: [-1]}"],
+            r"stages.* input should be greater than or equal to 0",
+        ),
+        (
+            ["model.attention.progressive={over: 3 epochs, fade: 4 epochs}"],
+            r"\(fade: 4 epochs\) cannot take longer",
+        ),
+        (["model.attention.progresive={over: 3 epochs}"], r"did you mean 'progressive'"),
+        (
+            ["model.attention.regularize=[{name: entropy, weight: 1}, {name: entropy, weight: 2}]"],
+            r"regularize lists entropy more than once",
+        ),
+        (["model.attention.regularize=[{name: entropy, weight: 0}]"], r"weight.* greater than 0"),
+        (
+            ["model.attention.regularize=[{name: uniform, weight: 1, floor: 0.5}]"],
+            r"uniform has none, take it out",
+        ),
+        (
+            ["model.attention.regularize=[{name: gate_l1, weight: 1, queries: 5}]"],
+            r"gate_l1 has none, take it out",
+        ),
+        (
+            [
+                "model.attention.regularize=[{name: uniform, weight: 1}]",
+                "model.attention.two_stage={window: 3}",
+            ],
+            r"regularize uniform look at rows over all tokens, and with two_stage there are none",
+        ),
+        (
+            [
+                "model.attention.regularize=[{name: uniform, weight: 1}]",
+                "model.attention.progressive={over: 3 epochs, start: 0}",
+            ],
+            r"regularize needs a layer to look at from the beginning: set progressive.start to 1",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(PretrainConfig, RECIPE, overrides)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    overrides = [
+        "model.attention.gates.name=sse",
+        "model.attention.kernel=x",
+        "model.attention.progressive.over=3",
+    ]
+    with pytest.raises(ConfigError, match="3 mistakes"):
+        load_config(PretrainConfig, RECIPE, overrides)
+
+
+@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.stem)
+def test_each_systems_recipe_stands_with_its_command_and_result(path: Path) -> None:
+    config = load_config(PretrainConfig, path).config
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert head[0] == f"# mirada pretrain configs/pretrain/systems/{path.name}"
+    assert any("top-1" in line or "not run" in line for line in head[1:])
+    assert config.data.train == "mirada://sample/train"
+
+
+def test_there_is_a_recipe_for_every_system() -> None:
+    names = {path.stem for path in SYSTEMS}
+    assert names >= {"lrn", "resnet", "se", "cbam", "eca", "efficientnet_se", "vit", "swin"}
+    assert names >= {"two_stage", "progressive", "regularized"}
