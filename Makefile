@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := setup.cfg pyproject.toml constraints.txt
-DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge nginx-light dataset-fashion-mnist
+DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server nginx-light dataset-fashion-mnist
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -16,8 +16,8 @@ help:  ## list the targets
 demo: $(VENV)/.installed-run  ## install, then train, distil and compare on the embedded sample (OUT=folder)
 	@$(BIN)/mirada demo $(if $(OUT),--out "$(OUT)")
 
-test: $(VENV)/.installed-test debian-packages  ## install what the tests need, then run all of them (ARGS='-k plan')
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-test debian-packages  ## install what the tests need, then run all, two files at once (ARGS='-k plan')
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types and import directions
 	@$(BIN)/ruff check .

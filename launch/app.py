@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from launch.doctor.app import add_commands as add_doctor
+from launch.following.app import add_commands as add_following
 from launch.programs import become_program
+from launch.submission.app import launch_app
 
 if TYPE_CHECKING:
     from configs.load import Loaded
@@ -25,6 +28,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(launch_app, name="launch")
 
 _PASS_THROUGH: dict[str, Any] = {
     "add_help_option": False,
@@ -159,6 +163,12 @@ def plan(
 
 
 @app.command(**_PASS_THROUGH)
+def advise(context: typer.Context) -> None:
+    """Propose a recipe for a corpus, this hardware and a latency, and say why."""
+    become_program("pretrain.advise", context.args)
+
+
+@app.command(**_PASS_THROUGH)
 def evaluate(context: typer.Context) -> None:
     """Measure released checkpoints on every image of a split, exactly once."""
     become_program("finetune.evaluation", context.args)
@@ -200,6 +210,10 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
+add_following(app)
+add_doctor(app)
+
+
 def _train(
     program: str, recipe: str, overrides: list[str], *, out: Path | None, fresh: bool, ranks: int | None
 ) -> None:
@@ -219,15 +233,9 @@ def _train(
 
 
 def _load(program: str, recipe: str, overrides: list[str] | None) -> Loaded[Any]:
-    from configs.load import load_config
-    from finetune.config import FinetuneConfig
-    from pretrain.config import PretrainConfig
+    from launch.submission.request import load_recipe
 
-    schemas: dict[str, type[PretrainConfig | FinetuneConfig]] = {
-        "pretrain": PretrainConfig,
-        "finetune": FinetuneConfig,
-    }
-    return load_config(schemas[program], recipe, overrides or [])
+    return load_recipe(program, recipe, overrides or [])
 
 
 def _program_of(recipe: str, given: str | None) -> str:

@@ -11,10 +11,18 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 """Folder that holds configs/, data_pipeline/ and the other packages."""
 
+_RUN_MODULE = (
+    "import runpy, sys; del sys.path[0], sys.argv[0]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+"""What ``-m`` does, without the working directory first: Python 3.11 and later can be told so by PYTHONSAFEPATH."""
+
 
 def program_command(module: str, arguments: Sequence[str]) -> list[str]:
     """The command line that runs a program with this interpreter."""
-    return [sys.executable, "-m", module, *arguments]
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-m", module, *arguments]
+    return [sys.executable, "-c", _RUN_MODULE, module, *arguments]
 
 
 def program_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -25,7 +33,6 @@ def program_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         **environment,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *others]),
-        # `python -m` puts the working directory first; Python 3.11 and later can be told not to.
         "PYTHONSAFEPATH": "1",
     }
 

@@ -46,6 +46,8 @@ class Outcome:
     """Exit code of each command."""
     interrupted: bool
     """Ctrl-C was pressed."""
+    signals: Sequence[int] = ()
+    """Signals that reached us and were passed on."""
 
 
 def run_together(commands: Sequence[Command], *, grace_s: float = 15.0) -> Outcome:
@@ -104,14 +106,14 @@ def _receiving(received: list[int]) -> Iterator[None]:
 
 def _watch(children: Sequence[subprocess.Popen[bytes]], received: list[int], grace_s: float) -> Outcome:
     running, codes = dict(enumerate(children)), [0] * len(children)
-    code, first_failure, num_interrupts = 0, None, 0
+    code, first_failure = 0, None
+    forwarded: list[int] = []
     kill_at = float("inf")
     while running:
         while received:
-            number = received.pop(0)
-            num_interrupts += number == signal.SIGINT
-            _send(running.values(), number)
-            if num_interrupts > 1:  # the first asks to save and stop, the second to stop
+            forwarded.append(received.pop(0))
+            _send(running.values(), forwarded[-1])
+            if forwarded.count(signal.SIGINT) > 1:  # the first asks to save and stop, the second to stop
                 kill_at = min(kill_at, time.monotonic() + grace_s)
         for index, child in [(index, child) for index, child in running.items() if _has_ended(child)]:
             del running[index]
@@ -126,7 +128,13 @@ def _watch(children: Sequence[subprocess.Popen[bytes]], received: list[int], gra
         if time.monotonic() > kill_at:
             _send(running.values(), signal.SIGKILL)
         time.sleep(_POLL_S if running else 0)
-    return Outcome(code=code, first_failure=first_failure, codes=codes, interrupted=num_interrupts > 0)
+    return Outcome(
+        code=code,
+        first_failure=first_failure,
+        codes=codes,
+        interrupted=signal.SIGINT in forwarded,
+        signals=forwarded,
+    )
 
 
 def _send(children: Iterable[subprocess.Popen[bytes]], number: int) -> None:

@@ -35,10 +35,16 @@ def test_help_lists_every_command() -> None:
         "finetune",
         "evaluate",
         "attend",
+        "advise",
         "export",
         "report",
         "sync",
         "demo",
+        "status",
+        "logs",
+        "cancel",
+        "requeue",
+        "doctor",
     ):
         assert f" {command} " in shown
 

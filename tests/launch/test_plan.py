@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from configs.estimates import Estimate, find_estimate
+from launch.submission.request import load_recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGENET = ("configs/pretrain/imagenet_vit_b16.yaml", "--samples", "1281167")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates are kept in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
 def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,6 +46,8 @@ def test_a_run_that_fits_is_planned_without_data_and_without_a_gpu() -> None:
     assert found["hours"] == pytest.approx(300 * 1251 * 1024 * 105.2e9 / (16 * 989e12 * 0.4) / 3600, rel=0.01)
     assert 3 < found["memory_peak"] / 2**30 < 10
     assert found["problems"] == []
+    digest = load_recipe("pretrain", ROOT / IMAGENET[0]).digest
+    assert find_estimate(digest, 16) == Estimate(hours=found["hours"], num_ranks=16)  # for `mirada launch`
 
 
 @pytest.mark.slow

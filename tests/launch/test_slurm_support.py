@@ -14,6 +14,7 @@ from tests.support.slurm import SlurmCluster, missing_for_slurm, slurm_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 REASON = missing_for_slurm()
+NO_BOOKS = missing_for_slurm(accounting=True)
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 SUM_OF_RANKS = """
@@ -78,6 +79,37 @@ def test_taking_a_cluster_down_leaves_no_process_and_no_file() -> None:
     job.wait(timeout=30)
     assert not folder.exists()
     assert _processes_that_mention(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NO_BOOKS is not None, reason=str(NO_BOOKS))
+def test_accounting_knows_how_jobs_ended_and_that_one_was_requeued(tmp_path: Path) -> None:
+    options = ("--parsable", "--output=/dev/null", "--requeue")
+    with slurm_cluster(num_nodes=1, accounting=True) as cluster:
+        done = cluster.run("sbatch", *options, "--wrap=true").strip()
+        failed = cluster.run("sbatch", *options, "--wrap=exit 3").strip()
+        began = tmp_path / "began"
+        wrap = f"--wrap=[ $SLURM_RESTART_COUNT ] || {{ touch {began}; sleep 600; }}"
+        again = cluster.run("sbatch", *options, wrap).strip()
+        cluster.wait_until(began.exists, what="the job that is requeued")
+        cluster.run("scontrol", "requeue", again)
+        cluster.wait_for_requeue(again, restarts=1)
+        cluster.hurry(again)
+        for job_id, state in ((done, "COMPLETED"), (failed, "FAILED"), (again, "COMPLETED")):
+            cluster.wait_for_state(job_id, state)
+
+        def books() -> str:
+            return cluster.run("sacct", "-X", "-n", "-P", "--duplicates", "-o", "JobID,State,ExitCode")
+
+        expected = {
+            f"{done}|COMPLETED|0:0",
+            f"{failed}|FAILED|3:0",
+            f"{again}|REQUEUED|0:0",
+            f"{again}|COMPLETED|0:0",
+        }
+        cluster.wait_until(lambda: set(books().splitlines()) == expected, what=f"the books: {books()}")
+    assert not cluster.folder.exists()
+    assert _processes_that_mention(cluster.folder) == []
 
 
 def _processes_that_mention(folder: Path) -> list[str]:

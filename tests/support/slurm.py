@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support import slurm_accounting
+from tests.support.daemons import Daemons, find_program
+from tests.support.slurm_conf import CLUSTER_NAME, slurm_conf
 
 DEBIAN_PACKAGES = {
     "munged": "munge",
@@ -21,44 +25,9 @@ DEBIAN_PACKAGES = {
     "slurmd": "slurmd",
     "srun": "slurm-client",
 }
-_DAEMON_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _START_S = 60.0
 _STOP_S = 15.0
 _POLL_S = 0.1
-
-_CONF = """\
-ClusterName=mirada
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser=root
-SlurmdUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
-StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool.%n
-SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.%n.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.%n.log
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
-SwitchType=switch/none
-MpiDefault=none
-JobAcctGatherType=jobacct_gather/linux
-AccountingStorageType=accounting_storage/none
-SlurmdParameters=config_overrides
-MailProg=/bin/true
-ReturnToService=2
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-KillWait=5
-TreeWidth=65533
-{nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
-{extra}
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +37,7 @@ class SlurmCluster:
     folder: Path
     nodes: tuple[str, ...]
     environment: dict[str, str]
+    daemons: Daemons
 
     def run(self, *command: str, timeout_s: float = 60.0, **variables: str) -> str:
         """Runs a command (srun, sbatch, squeue ...) and returns what it printed; a failure is an AssertionError."""
@@ -84,24 +54,70 @@ class SlurmCluster:
         )
         return result.stdout
 
+    def wait_until(self, condition: Callable[[], bool], *, what: str, timeout_s: float = _START_S) -> None:
+        """Returns as soon as `condition` holds; raises with the daemons' last words when it never does."""
+        self.daemons.wait_until(condition, what=f"SLURM: {what}", timeout_s=timeout_s)
+
     def node_states(self) -> dict[str, str]:
         """State of each node: ``idle``, ``allocated``, ``down*`` ..."""
         return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines())
 
-    def wait_until(self, condition: Callable[[], bool], *, what: str, timeout_s: float = _START_S) -> None:
-        """Returns as soon as `condition` holds; raises with the daemons' last words when it never does."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    f"SLURM: {what} did not come about in {timeout_s:.0f} s\n{_last_words(self.folder)}"
-                )
-            time.sleep(_POLL_S)
+    def job(self, job_id: str) -> dict[str, str]:
+        """What slurmctld knows of a job: ``JobState``, ``Restarts``, ``NodeList``, ``Reason`` ...; {} once forgotten.
+
+        NOTE: values with spaces are cut at the first.
+        """
+        return dict(
+            re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", _ask(self, "scontrol", "-o", "show", "job", job_id))
+        )
+
+    def wait_for_state(self, job_id: str, *states: str, timeout_s: float = _START_S) -> dict[str, str]:
+        """Waits until the job is ``RUNNING``, ``COMPLETED`` ..., and returns what is known of it."""
+        self.wait_until(
+            lambda: self.job(job_id).get("JobState") in states,
+            what=f"job {job_id} in state {' or '.join(states)}",
+            timeout_s=timeout_s,
+        )
+        return self.job(job_id)
+
+    def wait_for_requeue(self, job_id: str, *, restarts: int, timeout_s: float = _START_S) -> None:
+        """Waits until the job has been requeued so many times and holds no node any more."""
+
+        def is_waiting() -> bool:
+            known = self.job(job_id)
+            return known.get("JobState") == "PENDING" and int(known.get("Restarts", 0)) >= restarts
+
+        self.wait_until(is_waiting, what=f"requeue {restarts} of job {job_id}", timeout_s=timeout_s)
+
+    def hurry(self, job_id: str) -> None:
+        """Lets a requeued job start at once; by itself SLURM waits for two minutes."""
+        self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
+
+    def kill_node(self, node: str) -> None:
+        """What a power cut does to a node: slurmd, its step daemons and all tasks are gone at once.
+
+        slurmctld notices after ``SlurmdTimeout``: see `slurm_cluster`.
+        """
+        self.daemons.kill(node)
+        mine = f"SLURMD_NODENAME={node}".encode()
+        tasks = [pid for pid, environment in self.daemons.processes() if mine in environment]
+        parents = {parent for pid in tasks for parent in _ancestors(pid, b"slurmstepd")}
+        for pid in [*parents, *tasks]:  # the step daemons first: what they saw they would report
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def revive_node(self, node: str) -> None:
+        """Starts the slurmd of a killed node again and waits until the node takes jobs."""
+        self.daemons.start(node, "slurmd", "-D", "-N", node)
+        self.wait_until(
+            lambda: self.node_states()[node] in ("idle", "mixed", "allocated"), what=f"{node} back"
+        )
 
 
-def missing_for_slurm() -> str | None:
+def missing_for_slurm(*, accounting: bool = False) -> str | None:
     """Why no cluster can be brought up here, or None."""
-    absent = [package for daemon, package in DEBIAN_PACKAGES.items() if _find(daemon) is None]
+    packages = {**DEBIAN_PACKAGES, **(slurm_accounting.DEBIAN_PACKAGES if accounting else {})}
+    absent = [package for daemon, package in packages.items() if find_program(daemon) is None]
     if absent:
         return f"SLURM is not installed: apt-get install {' '.join(absent)}"
     if os.getuid() != 0:
@@ -110,119 +126,88 @@ def missing_for_slurm() -> str | None:
 
 
 @contextlib.contextmanager
-def slurm_cluster(num_nodes: int = 2, *, cpus: int = 4, extra: str = "") -> Iterator[SlurmCluster]:
-    """Brings up munge, slurmctld and `num_nodes` slurmd on free ports; `extra` lines go to the end of slurm.conf."""
+def slurm_cluster(
+    num_nodes: int = 2,
+    *,
+    cpus: int = 4,
+    extra: str = "",
+    accounting: bool = False,
+    slurmd_timeout_s: int | None = None,
+) -> Iterator[SlurmCluster]:
+    """Brings up munge, slurmctld and `num_nodes` slurmd on free ports; `extra` lines go to the end of slurm.conf.
+
+    With `accounting` also slurmdbd and MariaDB: then `sacct` works. `slurmd_timeout_s` is how long a node may be
+    silent before it is down (SLURM's own: 300 s).
+    """
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # short: a socket's path has at most 107 characters
+    folder.chmod(0o755)  # other users submit too; what is secret has a mode of its own
     environment = {**_outside_any_job(os.environ), "SLURM_CONF": str(folder / "slurm.conf")}
-    cluster = SlurmCluster(
-        folder=folder, nodes=tuple(f"n{k + 1}" for k in range(num_nodes)), environment=environment
-    )
-    daemons: list[subprocess.Popen[bytes]] = []
+    daemons = Daemons(folder, environment, mark="SLURM_CONF")
+    nodes = tuple(f"n{k + 1}" for k in range(num_nodes))
+    cluster = SlurmCluster(folder=folder, nodes=nodes, environment=environment, daemons=daemons)
+    books = slurm_accounting.plan_accounting(folder) if accounting else None
+    lines = [] if books is None else [books.slurm_conf]
+    if slurmd_timeout_s is not None:
+        lines.append(f"SlurmdTimeout={slurmd_timeout_s}")
     try:
-        _write_configuration(cluster, cpus, extra)
-        daemons.append(_start_munge(cluster))
-        cluster.wait_until((folder / "munge.socket").exists, what="munged's socket")
-        daemons.append(_start(cluster, "slurmctld", "-D"))
-        daemons += [_start(cluster, "slurmd", "-D", "-N", node) for node in cluster.nodes]
+        (folder / "slurm.conf").write_text(slurm_conf(folder, nodes, cpus=cpus, extra=[*lines, extra]))
+        (folder / "state").mkdir(mode=0o700)
+        _start_munge(cluster)
+        if books is not None:
+            slurm_accounting.start_accounting(books, daemons, cluster=CLUSTER_NAME)
+        daemons.start("slurmctld", "slurmctld", "-D")
+        for node in nodes:
+            daemons.start(node, "slurmd", "-D", "-N", node)
         cluster.wait_until(lambda: _all_idle(cluster), what="an idle state of all nodes")
         yield cluster
     finally:
-        _stop(cluster, daemons)
+        if daemons.is_running("slurmctld"):
+            _cancel_all(cluster)
+        daemons.stop_all()
         shutil.rmtree(folder)
 
 
-def _write_configuration(cluster: SlurmCluster, cpus: int, extra: str) -> None:
-    (cluster.folder / "state").mkdir()
-    host = socket.gethostname()
-    port, *ports = _free_ports(1 + len(cluster.nodes))
-    nodes = "\n".join(
-        f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=4096"
-        for node, node_port in zip(cluster.nodes, ports, strict=True)
-    )
-    text = _CONF.format(host=host, port=port, folder=cluster.folder, nodes=nodes, extra=extra)
-    (cluster.folder / "slurm.conf").write_text(text)
-
-
-def _start_munge(cluster: SlurmCluster) -> subprocess.Popen[bytes]:
+def _start_munge(cluster: SlurmCluster) -> None:
     key = cluster.folder / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(secrets.token_bytes(128))
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     options = [f"--{option}={cluster.folder}/munge.{name}" for option, name in files.items()]
-    return _start(cluster, "munged", "--foreground", "--force", *options)
-
-
-def _start(cluster: SlurmCluster, daemon: str, *arguments: str) -> subprocess.Popen[bytes]:
-    path = _find(daemon)
-    if path is None:
-        raise FileNotFoundError(missing_for_slurm())
-    with (cluster.folder / f"{daemon}.out").open("ab") as output:
-        return subprocess.Popen(
-            [path, *arguments],
-            env=cluster.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    cluster.daemons.start("munged", "munged", "--foreground", "--force", *options)
+    cluster.wait_until((cluster.folder / "munge.socket").exists, what="munged's socket")
 
 
 def _all_idle(cluster: SlurmCluster) -> bool:
-    result = subprocess.run(
-        ["sinfo", "-h", "-N", "-o", "%T"],
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.returncode == 0 and result.stdout.split() == ["idle"] * len(cluster.nodes)
-
-
-def _stop(cluster: SlurmCluster, daemons: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends the jobs, then the daemons from the last to the first, then whatever else belongs to this cluster."""
-    if len(daemons) > 1:
-        _cancel_all(cluster)
-    for daemon in reversed(daemons):
-        daemon.send_signal(signal.SIGTERM)
-        try:
-            daemon.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
-    end = time.monotonic() + _STOP_S
-    while (left := _processes_of(cluster)) and time.monotonic() < end:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(_POLL_S)
+    listed = _ask(cluster, "sinfo", "-h", "-N", "-o", "%N %T").splitlines()  # a line per node and partition
+    return {tuple(line.split()) for line in listed} == {(node, "idle") for node in cluster.nodes}
 
 
 def _cancel_all(cluster: SlurmCluster) -> None:
-    def ask(*command: str) -> str:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            result = subprocess.run(
-                command, env=cluster.environment, capture_output=True, text=True, timeout=_STOP_S, check=False
-            )
-            return result.stdout
-        return ""
-
-    ask("scancel", "--signal=KILL", "--full", "--user=root")
-    ask("scancel", "--user=root")
+    """Ends all jobs, whoever's they are, so that no task outlives its daemon."""
     end = time.monotonic() + _STOP_S
-    while ask("squeue", "-h") and time.monotonic() < end:
+    while (jobs := _ask(cluster, "squeue", "-h", "-o", "%A").split()) and time.monotonic() < end:
+        _ask(cluster, "scancel", "--signal=KILL", "--full", *jobs)
+        _ask(cluster, "scancel", *jobs)
         time.sleep(_POLL_S)
 
 
-def _processes_of(cluster: SlurmCluster) -> list[int]:
-    """Processes that have this cluster's SLURM_CONF in their environment: daemons, steps and their tasks."""
-    mark = f"SLURM_CONF={cluster.environment['SLURM_CONF']}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
+def _ask(cluster: SlurmCluster, *command: str) -> str:
+    """What a command prints; nothing when it fails, or waits for a daemon that is not there."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        result = subprocess.run(
+            command, env=cluster.environment, capture_output=True, text=True, timeout=_STOP_S, check=False
+        )
+        return result.stdout if result.returncode == 0 else ""
+    return ""
+
+
+def _ancestors(pid: int, name: bytes) -> Iterator[int]:
+    """Processes above `pid` whose command begins with `name`."""
+    with contextlib.suppress(OSError):
+        while pid > 1:
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name):
+                yield pid
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _outside_any_job(environ: os._Environ[str]) -> dict[str, str]:
@@ -230,24 +215,3 @@ def _outside_any_job(environ: os._Environ[str]) -> dict[str, str]:
     return {
         name: value for name, value in environ.items() if not name.startswith(("SLURM_", "SBATCH_", "SRUN_"))
     }
-
-
-def _find(daemon: str) -> str | None:
-    return shutil.which(daemon, path=os.pathsep.join([os.environ.get("PATH", ""), _DAEMON_PATH]))
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were all free at the same moment."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def _last_words(folder: Path) -> str:
-    texts = []
-    for log in sorted([*folder.glob("*.log"), *folder.glob("*.out")]):
-        lines = log.read_text(errors="replace").splitlines()[-10:]
-        texts.append("\n  ".join([f"{log.name}:", *lines]))
-    return "\n".join(texts)

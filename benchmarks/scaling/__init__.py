@@ -1,0 +1,1 @@
+"""What `benchmarks.scale` measures, a part of a run in each file."""

@@ -1,0 +1,1 @@
+"""What a training run needs of a cluster, checked on its own ranks before a run is submitted."""

@@ -1,0 +1,1 @@
+"""What becomes of runs: their state, their logs, stopping them and sending them back to the queue."""
