@@ -17,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _OWN_OPTIONS = frozenset(
     """account array chdir constraint cpus-per-task dependency error exclude gpus-per-node job-name kill-on-invalid-dep
-    mem nodes no-requeue ntasks ntasks-per-node open-mode output partition qos requeue reservation signal time
+    mem mincpus nodes no-requeue ntasks ntasks-per-node open-mode output partition qos requeue reservation signal time
     """.split()  # noqa: SIM905 (a list of so many words in quotes is no easier to read)
 )
 """Options of sbatch that Mirada writes itself."""

@@ -47,8 +47,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)  # lazily: a failed writer may still hold a file
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip where there is none."""
+    """Tests marked `gpu` skip where there is none; under xdist the tests of a file run on one worker."""
+    for item in items:
+        # All of SLURM's on one: jobs of two clusters at once would wait for each other's cores.
+        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

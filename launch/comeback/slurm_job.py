@@ -16,6 +16,8 @@ from launch.following.slurm_state import ask_slurm
 _TRIES, _PAUSE_S = 5, 5.0
 """A controller that is away for a moment must not cost the run."""
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z]+)=(\S*)")
+_RUNNING = frozenset({"RUNNING", "SIGNALING", "CONFIGURING", "RESIZING", "SUSPENDED", "STOPPED"})
+"""SIGNALING while slurmctld passes on a signal, as at the time limit."""
 _UNUSABLE = re.compile(r"down|drain|fail|maint|reboot|power|unknown|future|\*", re.IGNORECASE)
 
 
@@ -91,7 +93,7 @@ def _read_state(known: Mapping[str, str], restart: int) -> SlurmSays:
         return "requeueing"
     if known.get("Reason") == "TimeLimit" or state == "TIMEOUT":
         return "time limit"
-    return "running" if state == "RUNNING" else "ending"
+    return "running" if state in _RUNNING else "ending"
 
 
 def _start_time(known: Mapping[str, str]) -> float:

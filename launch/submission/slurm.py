@@ -138,8 +138,11 @@ def _executor(jobs: Sequence[Job], cluster: ClusterConfig, folder: Path, task: _
 
 
 def _tasks_per_node(cluster: ClusterConfig) -> dict[str, int]:
-    """NOTE: asked for 2-4 nodes of one task each, SLURM (22.05) takes 2, though 4 are free; one is its default."""
-    if cluster.min_nodes != cluster.max_nodes and cluster.ranks_per_node == 1:
+    """NOTE: SLURM (22.05) keeps the number of tasks of the first start: a job that came back would wait for as many.
+
+    Where the number of nodes may change, it is told how many cores each has to have, and srun how many tasks.
+    """
+    if cluster.min_nodes != cluster.max_nodes:
         return {}
     return {"ntasks_per_node": cluster.ranks_per_node}
 
@@ -151,6 +154,7 @@ def _more_options(cluster: ClusterConfig, task: _Task) -> dict[str, Any]:
     }
     if cluster.min_nodes != cluster.max_nodes:
         more["nodes"] = cluster.nodes_text
+        more["mincpus"] = cluster.ranks_per_node * cluster.cpus_per_task
     if cluster.reservation is not None:
         more["reservation"] = cluster.reservation
     if task.dependency is not None:
@@ -170,7 +174,7 @@ def _setup(jobs: Sequence[Job], cluster: ClusterConfig, task: _Task) -> list[str
         # Node names need not resolve; SLURM knows the addresses, and containers have no scontrol.
         'mirada_first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         f"export {FIRST_NODE}=$(scontrol show node \"$mirada_first\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
-        *_narrowing(cluster, _usable_counts(jobs, cluster)),
+        *_tasks(cluster, _usable_counts(jobs, cluster)),
         # A signal for the whole job is for the tasks: this shell waits for them and goes on below.
         "trap : TERM USR1 USR2",
     ]
@@ -186,17 +190,21 @@ def _usable_counts(jobs: Sequence[Job], cluster: ClusterConfig) -> set[int]:
     return counts
 
 
-def _narrowing(cluster: ClusterConfig, counts: set[int]) -> list[str]:
-    """Lets srun use the most nodes that the run can use: 3 nodes may have no equal shares of the global batch."""
-    if len(counts) == cluster.max_nodes - cluster.min_nodes + 1:
+def _tasks(cluster: ClusterConfig, counts: set[int]) -> list[str]:
+    """Tells srun the tasks of a job whose number of nodes may change.
+
+    It uses the most nodes that the run can use: 3 nodes may have no equal shares of the global batch.
+    """
+    if cluster.min_nodes == cluster.max_nodes:
         return []
+    ranks = cluster.ranks_per_node
     return [
         f"for mirada_nodes in {' '.join(map(str, sorted(counts, reverse=True)))}; do",
         '  [ "$mirada_nodes" -le "$SLURM_JOB_NUM_NODES" ] && break',
         "done",
         "export SLURM_JOB_NUM_NODES=$mirada_nodes SLURM_NNODES=$mirada_nodes",
-        f"export SLURM_NTASKS=$((mirada_nodes * {cluster.ranks_per_node}))",
-        f'export SLURM_TASKS_PER_NODE="{cluster.ranks_per_node}(x$mirada_nodes)"',
+        f"export SLURM_NTASKS=$((mirada_nodes * {ranks})) SLURM_NTASKS_PER_NODE={ranks}",
+        f'export SLURM_TASKS_PER_NODE="{ranks}(x$mirada_nodes)"',
     ]
 
 

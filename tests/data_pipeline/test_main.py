@@ -104,7 +104,7 @@ def test_mistakes_are_messages_and_end_with_2(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_without_a_traceback_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    source = make_image_folder(tmp_path / "source", per_class=40)
+    source = make_image_folder(tmp_path / "source", per_class=200)  # so many that the signal comes in time
     command = [
         sys.executable,
         "-m",
@@ -126,4 +126,4 @@ def test_ctrl_c_ends_without_a_traceback_and_the_next_run_goes_on(tmp_path: Path
     assert "Traceback" not in errors
     assert not list((tmp_path / "out").glob(".*.partial"))
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert "120 samples, 3 classes, 40 shards" in finished.stdout
+    assert "600 samples, 3 classes, 200 shards" in finished.stdout

@@ -39,10 +39,10 @@ def test_timm_loads_the_release_as_features_or_under_a_fresh_classifier(name: st
     images = torch.rand(2, CHANNELS, SIZE, SIZE)
     features = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     classifier = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=7).eval()
-    assert torch.equal(features(images), model(images))
-    assert torch.equal(
-        classifier.forward_head(classifier.forward_features(images), pre_logits=True), model(images)
-    )
+    # timm's Swin computes its attention unfused.
+    torch.testing.assert_close(features(images), model(images), rtol=0, atol=1e-5)
+    pooled = classifier.forward_head(classifier.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(pooled, model(images), rtol=0, atol=1e-5)
     assert classifier(images).shape == (2, 7)
 
 

@@ -25,9 +25,9 @@ root = sys.argv.pop(1)
 forward = VisionTransformer.forward
 
 def seen_forward(model, *inputs):
-    if not model.training:
-        return forward(model, *inputs)
     stack = traceback.extract_stack()[:-1]
+    if not model.training or any(f.name == "examine" for f in stack):  # looked at before it is trained
+        return forward(model, *inputs)
     ours = [f for f in stack if f.filename.startswith(root) and "site-packages" not in f.filename]
     print(json.dumps([Path(f.filename).name + ":" + f.name for f in ours]), flush=True)
     os._exit(0)

@@ -31,7 +31,7 @@ RECIPE = (
 _PATIENCE_S = 200.0
 """For what takes a start of the ranks or two: importing PyTorch and DeepSpeed on a machine that has much else to do."""
 _POLL_S = 0.05
-_ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+_ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ def test_what_cannot_run_is_refused_with_slurms_words_and_leaves_no_job(
     cases = {
         "partition=nope": ("Invalid partition name specified", "there is main: 4 nodes of 4 CPUs"),
         "memory=900GB": ("Requested node configuration is not available", "lower"),
-        "nodes=8": ("SLURM would keep the job waiting for ever (PartitionConfig)", "lower 'nodes'"),
+        "nodes=8": ("SLURM would keep the job waiting for ever (Partition", "lower 'nodes'"),
         "extra.frobnicate=1": ("unrecognized option '--frobnicate=1'", "take that key out of 'extra'"),
         "parttition=main": ("parttition: no such key", "did you mean 'partition'?"),
         f"shared=[{ROOT / 'configs'}]": ("--out: ", "move it there"),

@@ -73,7 +73,7 @@ def srun_line(text: str) -> str:
 def test_the_options_are_the_cluster_files(tmp_path: Path) -> None:
     text = script(
         tmp_path,
-        nodes={"min": 2, "max": 4},
+        nodes=4,
         gpus_per_node=8,
         cpus_per_task=12,
         memory="64GB",
@@ -87,7 +87,7 @@ def test_the_options_are_the_cluster_files(tmp_path: Path) -> None:
         extra={"mail-type": "END"},
     )
     for option in (
-        "nodes=2-4",
+        "nodes=4",
         "ntasks-per-node=8",
         "gpus-per-node=8",
         "cpus-per-task=12",
@@ -132,6 +132,13 @@ def test_nodes_that_cannot_share_the_batch_are_left_idle(tmp_path: Path, given: 
     text = script(tmp_path, nodes={"min": 2, "max": 8}, tasks_per_node=3)
     printed = run(text, SLURM_JOB_NUM_NODES=str(given), SLURM_NNODES=str(given), SLURM_NTASKS=str(given * 3))
     assert f"srun {used} {used * 3} 3(x{used}) " in printed
+
+
+def test_where_the_number_of_nodes_may_change_sbatch_is_told_cores_and_srun_tasks(tmp_path: Path) -> None:
+    text = script(tmp_path, nodes={"min": 2, "max": 4}, tasks_per_node=2, cpus_per_task=3)
+    assert "#SBATCH --nodes=2-4\n" in text and "#SBATCH --mincpus=6\n" in text
+    assert "ntasks" not in "".join(line for line in text.splitlines() if line.startswith("#SBATCH"))
+    assert "srun 3 6 2(x3) " in run(text, SLURM_JOB_NUM_NODES="3", SLURM_NNODES="3")
 
 
 def test_pyxis_is_told_the_image_and_the_mounts(tmp_path: Path) -> None:
