@@ -208,13 +208,13 @@ def test_a_run_comes_back_on_2_of_4_nodes_with_the_same_batches(
 ) -> None:
     for future in results.values():
         future.exception()  # the drills before have ended, one way or another
-    drill = launch_drill(cluster, tmp_path / "fewer", nodes={"min": 2, "max": 4}, tasks_per_node=1)
+    drill = launch_drill(cluster, tmp_path / "fewer", nodes={"min": 2, "max": 4}, tasks_per_node=2)
     drill.interrupt(lambda: cluster.run("scontrol", "requeue", drill.job_id), by=signal.SIGTERM)
     drill.wait_for_requeue(1)
     cluster.run("scontrol", "update", "nodename=n3,n4", "state=drain", "reason=drill")
     drill.start_again()
     drill.finish()
-    assert [event["world_size"] for event in drill.events("run")] == [4, 2]
+    assert [event["world_size"] for event in drill.events("run")] == [8, 4]
     assert drill.nodes() == ["n1", "n2"]
     assert list(drill.losses()) == list(range(1, NUM_STEPS + 1))
     assert list(drill.losses().values()) == pytest.approx(list(reference.losses().values()), rel=1e-3)
