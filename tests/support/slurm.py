@@ -90,8 +90,12 @@ class SlurmCluster:
         self.wait_until(is_waiting, what=f"requeue {restarts} of job {job_id}", timeout_s=timeout_s)
 
     def hurry(self, job_id: str) -> None:
-        """Lets a requeued job start at once; by itself SLURM waits for two minutes."""
-        self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now")
+        """Lets a requeued job start soon; by itself SLURM waits for two minutes.
+
+        NOTE: not at once: a node takes a credential of the second in which it ended the job for the old one ("already
+        killed, do not launch batch job"), and the job has FAILED without having run.
+        """
+        self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now+2")
 
     def kill_node(self, node: str) -> None:
         """What a power cut does to a node: slurmd, its step daemons and all tasks are gone at once.
