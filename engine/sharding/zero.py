@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -269,7 +270,10 @@ def _import_deepspeed(world: World) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
     # DeepSpeed calls collectives by names that torch 2.14 deprecates; that is not this user's concern.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*deprecated", category=FutureWarning)
-    import deepspeed
+    with _hidden(
+        "mlflow"
+    ):  # its autotuner would import it: 1.7 s and 115 MB of every rank, for what nobody calls here
+        import deepspeed
 
     # It takes every engine for one with autocast once there was one in this process, and scales the loss of all.
     deepspeed.runtime.torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
@@ -281,6 +285,19 @@ def _import_deepspeed(world: World) -> Any:
     logger.handlers.clear()
     logger.propagate = True
     return deepspeed
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Within, a package is as if it were not installed, unless it is imported already."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's own sign for a module that must not be found
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _checkpoint_activations(model: Any, name: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import suppress
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +172,21 @@ def train_one(engine: Engine, loader: MemoryLoader, step: int) -> float:
     engine.accumulate(loss, last=True)
     engine.step(step, learning_rate=1e-2)
     return loss.item()
+
+
+STARTS = """
+import sys
+from engine.world import init_world
+from tests.support.tiny_run import tiny_config, tiny_engine
+tiny_engine(tiny_config(stage=1, world_size=1, ema=None), init_world())
+assert not {"mlflow", "pandas"} & sys.modules.keys()
+import mlflow
+"""
+
+
+def test_a_rank_starts_without_what_deepspeed_would_import_for_its_autotuner() -> None:
+    root = Path(__file__).resolve().parents[3]
+    started = subprocess.run(
+        [sys.executable, "-c", STARTS], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert started.returncode == 0, started.stderr
