@@ -1,10 +1,10 @@
-"""`mirada launch sweep` and `mirada launch pipeline`: many runs by one command."""
+"""`mirada launch sweep` and `pipeline`: many runs by one command; `evaluate` and others without a recipe: one job."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,10 +23,20 @@ Out = Annotated[
 ]
 
 
+_PROGRAMS = {
+    "evaluate": "Measure released checkpoints, as a job.",
+    "attend": "Draw where released checkpoints look, as a job.",
+    "export": "Write a released checkpoint in another form, as a job.",
+    "report": "Write a report of run folders, as a job.",
+}
+
+
 def add_commands(app: typer.Typer) -> None:
     """Gives `mirada launch` the commands of this file."""
     app.command()(sweep)
     app.command()(pipeline)
+    for name, help_text in _PROGRAMS.items():
+        app.command(name, help=help_text, context_settings={"ignore_unknown_options": True})(_launcher(name))
 
 
 def sweep(
@@ -74,6 +84,38 @@ def pipeline(
         raise typer.Exit(run_pipeline_here(chain, again=_again()))
     else:
         _tell(submit_pipeline(chain), chain.out)
+
+
+def _launcher(name: str) -> Callable[..., None]:
+    """The command for a program without a recipe."""
+
+    def launch(
+        words: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="ARGUMENT...",
+                help="Those of the program, behind -- where an option has the same name here, and settings of the "
+                "cluster file (nodes=2).",
+            ),
+        ],
+        cluster: Cluster,
+        out: Annotated[
+            Path | None,
+            typer.Option("--out", metavar="DIR", help="Folder of the submission. Default: runs/PROGRAM."),
+        ] = None,
+        dry_run: DryRun = False,
+    ) -> None:
+        from launch.many.program import describe_program, read_program, run_program_here, submit_program
+
+        program = read_program(name, words, cluster=cluster, out=out)
+        if dry_run:
+            typer.echo(describe_program(program), nl=False)
+        elif program.cluster.kind != "slurm":
+            raise typer.Exit(run_program_here(program, again=_again()))
+        else:
+            _tell({name: submit_program(program).job_ids[0]}, program.out)
+
+    return launch
 
 
 def _grid(plan: Plan, *, max_parallel: int | None, dry_run: bool) -> None:

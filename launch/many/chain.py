@@ -16,11 +16,9 @@ from configs.cluster import ClusterConfig
 from configs.load import load_config
 from launch.many.config import PipelineConfig
 from launch.many.grid import config_digest, overrides_of
-from launch.many.group import (
-    is_finished,
-    refuse,
-)
+from launch.many.group import is_finished, refuse
 from launch.many.pipeline import Stage, order_stages
+from launch.many.program import ONE_PROCESS, argument_mistakes
 from launch.submission.folder import refuse_foreign
 from launch.submission.request import Request, load_cluster, load_recipe
 from launch.submission.validate import Checked, check, find_mistakes
@@ -77,31 +75,38 @@ def _check_stage(
     stage: Stage, stages: Sequence[Stage], cluster: str, overrides: Sequence[str], mistakes: list[str]
 ) -> Step | None:
     """The stage if nothing is wrong with it; what is goes to `mistakes`."""
-    single = () if stage.recipe is not None else ("nodes=1", "tasks_per_node=1", "gpus_per_node=0")
+    single = () if stage.recipe is not None else ONE_PROCESS
+    promised = {other.folder for other in stages}
     try:
         place = load_cluster(cluster, [*overrides, *single, *overrides_of(stage.cluster)])
         if place.kind == "debug":
             raise ConfigError("kind debug becomes the one process it runs: use kind local")
         if stage.recipe is None:
             refuse_foreign(stage.folder)
-            return Step(stage=stage, cluster=place, checked=None, is_done=False)
-        request = Request(
-            program=stage.program,
-            recipe=stage.recipe,
-            overrides=stage.arguments,
-            loaded=load_recipe(stage.program, stage.recipe, stage.arguments),
-            cluster=place,
-            out=stage.folder,
-        )
-        promised = {other.folder for other in stages}
-        is_done = _is_done(request)
-        found = list(find_mistakes(request, promised))
+            request, is_done = None, False
+            found = list(argument_mistakes(stage.program, stage.arguments, promised))
+        else:
+            request = _request(stage, stage.recipe, place)
+            is_done = _is_done(request)
+            found = list(find_mistakes(request, promised))
     except ConfigError as error:
         found = [str(error)]
     mistakes += [f"stages.{stage.name}: {mistake}" for mistake in found]
     if found:
         return None
-    return Step(stage=stage, cluster=place, checked=check(request, promised=promised), is_done=is_done)
+    checked = None if request is None else check(request, promised=promised)
+    return Step(stage=stage, cluster=place, checked=checked, is_done=is_done)
+
+
+def _request(stage: Stage, recipe: str, place: ClusterConfig) -> Request:
+    return Request(
+        program=stage.program,
+        recipe=recipe,
+        overrides=stage.arguments,
+        loaded=load_recipe(stage.program, recipe, stage.arguments),
+        cluster=place,
+        out=stage.folder,
+    )
 
 
 def _is_done(request: Request) -> bool:

@@ -12,27 +12,14 @@ import yaml
 from configs.base import ConfigError
 from launch.local import run_ranks
 from launch.many.chain import Chain, Step
-from launch.many.group import Member, record_member, record_whole, share_snapshot
+from launch.many.group import Member, record_whole, share_snapshot, submit_member
 from launch.many.pipeline import Stage
+from launch.many.program import MODULES
 from launch.submission.here import run_here
 from launch.submission.job import Job
-from launch.submission.record import (
-    forget_submission,
-    launch_folder,
-    read_submission,
-    with_jobs,
-    write_submission,
-)
-from launch.submission.slurm import script_text, submit
+from launch.submission.record import launch_folder
+from launch.submission.slurm import script_text
 from launch.submission.snapshot import Snapshot, read_source
-
-_MODULES = {
-    "evaluate": "finetune.evaluation",
-    "attend": "finetune.attend",
-    "export": "finetune.export",
-    "report": "engine.results.report",
-}
-"""Programs that are one process and have no recipe."""
 
 
 def describe_pipeline(chain: Chain) -> str:
@@ -67,25 +54,20 @@ def submit_pipeline(chain: Chain) -> dict[str, str]:
     for step in chain.steps:
         if step.is_done:
             continue
-        member, former = _member(step, snapshot), read_submission(step.stage.folder)
-        submission = record_member(member, snapshot, parent=chain.out)
         waited = [job_ids[name] for name in _waited_for(step, chain.steps)]
         try:
-            (job_id,) = submit(
-                [Job(run_folder=step.stage.folder)],
-                step.cluster,
-                submission.folder,
-                snapshot=snapshot.path,
+            submission = submit_member(
+                _member(step, snapshot),
+                snapshot,
+                parent=chain.out,
                 name=_job_name(chain, step.stage),
                 dependency=f"afterok:{':'.join(waited)}" if waited else None,
             )
         except ConfigError as refusal:
-            forget_submission(step.stage.folder, former)
             if job_ids:
                 subprocess.run(["scancel", *job_ids.values()], check=False)
             raise ConfigError(f"stage {step.stage.name}: {refusal}; no stage is left in the queue") from None
-        write_submission(with_jobs(submission, (job_id,)))
-        job_ids[step.stage.name] = job_id
+        job_ids[step.stage.name] = submission.job_ids[0]
     record_whole(_whole(chain), snapshot, kind="pipeline", job_ids=list(job_ids.values()))
     return job_ids
 
@@ -105,7 +87,7 @@ def _run_here(step: Step, again: str) -> int:
     if step.checked is not None:
         return run_here(step.checked)
     step.stage.folder.mkdir(parents=True, exist_ok=True)
-    module, arguments = _MODULES[step.stage.program], list(step.stage.arguments)
+    module, arguments = MODULES[step.stage.program], list(step.stage.arguments)
     return run_ranks(module, arguments, num_ranks=1, out=step.stage.folder, again=again)
 
 
@@ -118,7 +100,7 @@ def _waited_for(step: Step, steps: Sequence[Step]) -> list[str]:
 def _member(step: Step, snapshot: Snapshot) -> Member:
     stage = step.stage
     if step.checked is None:
-        command: tuple[str, ...] = (_MODULES[stage.program], *stage.arguments)
+        command: tuple[str, ...] = (MODULES[stage.program], *stage.arguments)
     else:
         recipe = snapshot.recipe(f"{stage.name}.yaml")
         command = (stage.program, str(recipe), "--out", str(stage.folder))

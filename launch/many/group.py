@@ -18,8 +18,17 @@ from configs.base import ConfigError
 from configs.cluster import ClusterConfig
 from launch.following.event_tail import EventTail
 from launch.submission.folder import make_private_folder
-from launch.submission.record import Kind, Submission, write_submission
+from launch.submission.job import Job
+from launch.submission.record import (
+    Kind,
+    Submission,
+    forget_submission,
+    read_submission,
+    with_jobs,
+    write_submission,
+)
 from launch.submission.request import Request
+from launch.submission.slurm import submit
 from launch.submission.snapshot import Snapshot, read_source, take_snapshot
 from launch.submission.validate import Checked, check, find_mistakes
 
@@ -79,7 +88,30 @@ def share_snapshot(out: Path, recipes: Mapping[str, str], *, digest: str) -> Sna
     return take_snapshot(make_private_folder(out), recipes, digest=digest, source=read_source())
 
 
-def record_member(member: Member, snapshot: Snapshot, *, parent: Path) -> Submission:
+def submit_member(
+    member: Member, snapshot: Snapshot, *, parent: Path | None, name: str, dependency: str | None = None
+) -> Submission:
+    """Submits one program as a job of its own; where SLURM refuses, the folder's record is as it was before."""
+    former = read_submission(member.run_folder)
+    submission = record_member(member, snapshot, parent=parent)
+    try:
+        job_ids = submit(
+            [Job(run_folder=member.run_folder)],
+            member.cluster,
+            submission.folder,
+            snapshot=snapshot.path,
+            name=name,
+            dependency=dependency,
+        )
+    except ConfigError:
+        forget_submission(member.run_folder, former)
+        raise
+    submission = with_jobs(submission, tuple(job_ids))
+    write_submission(submission)
+    return submission
+
+
+def record_member(member: Member, snapshot: Snapshot, *, parent: Path | None) -> Submission:
     """Makes the member's private folder and writes its record."""
     make_private_folder(member.run_folder)
     submission = _submission(member, snapshot, kind="run", parent=parent)

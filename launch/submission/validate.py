@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def find_mistakes(request: Request, promised: Collection[Path] = ()) -> Iterator
     config: RunConfig = request.loaded.config
     yield from _data_mistakes(config)
     yield from _length_mistakes(config)
-    yield from _release_mistakes(config, {path.resolve() for path in promised})
+    yield from release_mistakes(config.releases, promised)
     yield from _share_mistakes(request)
     if request.cluster.kind == "slurm":
         yield from _place_mistakes(request)
@@ -129,10 +129,12 @@ def data_folder(location: str) -> Path:
     return Path(location)
 
 
-def _release_mistakes(config: RunConfig, promised: Collection[Path]) -> Iterator[str]:
-    for role, reference in config.releases.items():
+def release_mistakes(releases: Mapping[str, str], promised: Collection[Path]) -> Iterator[str]:
+    """References, by the name of what gives them, to releases that neither exist nor are `promised`."""
+    expected = {path.resolve() for path in promised}
+    for role, reference in releases.items():
         folder = release_folder(reference)
-        if folder is None or {folder.resolve(), folder.resolve().parent} & set(promised):
+        if folder is None or {folder.resolve(), folder.resolve().parent} & expected:
             continue
         if not any(
             all((place / name).is_file() for name in _RELEASE) for place in (folder, folder / "release")
@@ -238,19 +240,20 @@ def _folder_mistakes(request: Request) -> Iterator[str]:
         refuse_foreign(request.out)
         if not request.fresh and (request.out / "config.yaml").exists():
             refuse_other_run(request.out, request.loaded.config)
-        yield from _live_job(request)
+        yield from live_job(request.out)
     except ConfigError as error:
         yield f"--out: {error}"
 
 
-def _live_job(request: Request) -> Iterator[str]:
-    former = read_submission(request.out)
+def live_job(out: Path) -> Iterator[str]:
+    """A line where a job that was submitted from this folder waits or runs."""
+    former = read_submission(out)
     if former is None or not former.job_ids or shutil.which("squeue") is None:
         return
     asked = ["squeue", "-h", "-j", ",".join(former.job_ids), "-o", "%i is %T"]
     waiting = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split("\n")[0]
     if waiting:
         yield (
-            f"--out: job {waiting} in {str(request.out)!r} already: wait for it, stop it (mirada cancel "
-            f"{request.out}), or name another folder"
+            f"--out: job {waiting} in {str(out)!r} already: wait for it, stop it (mirada cancel {out}), or name "
+            "another folder"
         )

@@ -200,13 +200,16 @@ def test_here_a_pipeline_ends_with_the_first_stage_that_fails_and_goes_on_from_t
         "tracking.uri": "off",
     }
     cluster = write(tmp_path / "local.yaml", **LOCAL)
-    out = "${scores.folder}/scores.json"
-    stages = {
+    scores = [
+        "${teacher.release}",
+        "--data",
+        "mirada://sample/test",
+        "--json",
+        "${scores.folder}/scores.json",
+    ]
+    stages: dict[str, Any] = {
         "teacher": {"program": "pretrain", "recipe": RECIPE, "settings": tiny},
-        "scores": {
-            "program": "evaluate",
-            "arguments": ["${teacher.release}", "--data", "nowhere", "--json", out],
-        },
+        "scores": {"program": "evaluate", "arguments": [*scores, "--device", "nowhere"]},
     }
     failed = mirada(
         "pipeline", write(tmp_path / "chain.yaml", stages=stages), "--cluster", cluster, folder=tmp_path
@@ -216,7 +219,7 @@ def test_here_a_pipeline_ends_with_the_first_stage_that_fails_and_goes_on_from_t
     release = tmp_path / "runs" / "chain" / "teacher" / "release" / "model.safetensors"
     written = release.stat().st_mtime_ns
 
-    stages["scores"]["arguments"][2] = "mirada://sample/test"
+    stages["scores"]["arguments"] = scores
     done = mirada(
         "pipeline", write(tmp_path / "chain.yaml", stages=stages), "--cluster", cluster, folder=tmp_path
     )
@@ -232,3 +235,27 @@ def test_here_a_pipeline_ends_with_the_first_stage_that_fails_and_goes_on_from_t
     )
     assert told.returncode == 2
     assert "holds a finished run of another config: name another folder with --out" in told.stderr
+
+
+def test_a_program_without_a_recipe_is_checked_before_it_is_submitted(tmp_path: Path) -> None:
+    cluster = write(tmp_path / "local.yaml", **LOCAL)
+    arguments = ("runs/missing", "--data", "/nowhere", "nodse=2", "cluster.nodse=2")
+    told = mirada("evaluate", *arguments[:3], "--cluster", cluster, folder=tmp_path)
+    assert told.returncode == 2 and "Traceback" not in told.stderr
+    assert "2 mistakes, nothing was submitted" in told.stderr
+    assert "checkpoint 1: 'runs/missing' is no release" in told.stderr
+    assert "--data: no index in '/nowhere'" in told.stderr
+    told = mirada("evaluate", *arguments, "--cluster", cluster, folder=tmp_path)
+    assert told.returncode == 2
+    assert "nodse: no such key; did you mean 'nodes'?" in told.stderr
+
+
+def test_options_behind_two_dashes_are_the_programs(tmp_path: Path) -> None:
+    cluster = write(tmp_path / "local.yaml", **LOCAL)
+    shown = mirada(
+        "attend", "--cluster", cluster, "tasks_per_node=1", "--dry-run", "--", "runs/a", "a.jpg", "--out", "a.png",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout == "1 process(es) on this machine: attend runs/a a.jpg --out a.png\n"
+    assert not (tmp_path / "runs").exists()

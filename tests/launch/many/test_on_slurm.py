@@ -174,6 +174,23 @@ def test_a_pipeline_runs_each_stage_when_those_it_builds_on_have_ended(place: Pl
     assert (teacher["world_size"], student["world_size"]) == (2, 1)
 
 
+def test_an_evaluation_is_a_job_of_its_own_with_the_scores_that_the_pipeline_has(place: Place) -> None:
+    place.wait("chain")
+    chain = place.folder / "runs" / "chain"
+    told = place.launch(
+        "evaluate", str(chain / "teacher"), "--cluster", "cluster.yaml", "cpus_per_task=2", "--out", "runs/again",
+        "--data", "mirada://sample/test", "--json", "again.json",
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    (job_id,) = place.wait("again")
+    assert place.cluster.job(job_id)["CPUs/Task"] == "2"
+    row, *_ = json.loads((chain / "scores" / "scores.json").read_text())["rows"]
+    (again,) = json.loads((place.folder / "again.json").read_text())["rows"]
+    assert {key: again[key] for key in ("top1", "top5", "ece", "flops")} == {
+        key: row[key] for key in ("top1", "top5", "ece", "flops")
+    }
+
+
 def test_a_search_stops_the_trial_that_is_worse_at_the_same_step(place: Place) -> None:
     place.wait("rates")
     out = place.folder / "runs" / "rates"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from launch.submission.record import attempt_folder, read_submission, write_subm
 from launch.submission.slurm import submit
 from launch.submission.snapshot import Snapshot, read_source, take_snapshot
 from tests.launch.submission.test_record import submission
+from tests.support.other_user import OtherUser, other_user
 from tests.support.slurm import SlurmCluster, missing_for_slurm, slurm_cluster
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,24 +64,17 @@ def at_the_login_node(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
 
 
+LAUNCH = ("-m", "launch.cli", "launch", "pretrain", RECIPE, *SHORT, "--cluster", "c.yaml")
+CLUSTER_FILE = "kind: slurm\ntime: 30 min\n"
+
+
 def launch(
     cluster: SlurmCluster, folder: Path, *words: str, root: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
     """`mirada launch pretrain` typed in `folder`."""
-    (folder / "c.yaml").write_text("kind: slurm\ntime: 30 min\n")
+    (folder / "c.yaml").write_text(CLUSTER_FILE)
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "launch.cli",
-            "launch",
-            "pretrain",
-            RECIPE,
-            *SHORT,
-            "--cluster",
-            "c.yaml",
-            *words,
-        ],
+        [sys.executable, *LAUNCH, *words],
         cwd=folder,
         env={**cluster.environment, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -134,6 +129,47 @@ def test_runs_on_1_2_and_4_nodes_at_once_from_code_that_is_broken_afterwards(
         assert (run / "release" / "model.safetensors").is_file()
         assert "mirada: start 1 of job" in log and "finished" in log
         assert (run / "launch").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def neighbour() -> Iterator[OtherUser]:
+    folder = Path(tempfile.mkdtemp(prefix="neighbour-"))
+    folder.chmod(0o755)
+    with other_user(folder) as user:
+        yield user
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_two_users_train_at_once_each_in_a_folder_of_their_own(
+    cluster: SlurmCluster, tmp_path: Path, neighbour: OtherUser
+) -> None:
+    code = copy_of_the_code(neighbour.home.parent / "code")
+    (neighbour.home / "c.yaml").write_text(CLUSTER_FILE)
+    told = [
+        launch(cluster, tmp_path, "--out", "run", root=code),
+        neighbour.run(
+            *LAUNCH, "--out", "run", cwd=neighbour.home, environment=cluster.environment, root=code
+        ),
+    ]
+    assert [each.returncode for each in told] == [0, 0], [each.stderr for each in told]
+    folders = [tmp_path / "run", neighbour.home / "run"]
+    records = [read_submission(folder) for folder in folders]
+    job_ids = [record.job_ids[0] for record in records if record is not None]
+    wait_for_jobs(cluster, job_ids, timeout_s=150)
+    owners = [os.getuid(), neighbour.uid]
+    for folder, job_id, owner in zip(folders, job_ids, owners, strict=True):
+        log = (folder / "launch" / f"{job_id}_0_log.out").read_text()
+        assert "mirada: start 1 of job" in log and "finished" in log
+        assert {path.stat().st_uid for path in folder.rglob("*")} == {owner}
+        assert cluster.job(job_id)["UserId"].endswith(f"({owner})")
+    (neighbour.home.parent / "theirs").mkdir()
+    intruding = neighbour.run(
+        *LAUNCH, "--out", str(neighbour.home.parent / "theirs"),
+        cwd=neighbour.home, environment=cluster.environment, root=code,
+    )  # fmt: skip
+    assert intruding.returncode == 2
+    assert "belongs to another user (number 0)" in intruding.stderr
 
 
 def copy_of_the_code(target: Path) -> Path:
