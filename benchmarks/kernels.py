@@ -88,7 +88,8 @@ def measure(name: str, batch: int, rounds: int, device: torch.device, precision:
         layer.fused_attn = True  # type: ignore[assignment]
     use_attend(fused)
     images = torch.rand(batch, 3, size, size, device=device)
-    kernels = layers_by_kernel(report_kernels(fused, (3, size, size), device=device, precision=precision))
+    report = report_kernels(fused, (3, size, size), device=device, precision=precision, batch=batch)
+    kernels = layers_by_kernel(report)
     with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
         with torch.no_grad():
             difference = (unfused(images) - fused(images)).abs().max().item()

@@ -101,7 +101,14 @@ class Session:
         """
         data, device, precision = self.config.data, self.world.device, self.config.train.precision
         shape = (data.channels, data.image_size, data.image_size)
-        self._kernels = report_kernels(model, shape, device=device, precision=precision, forward=forward)
+        self._kernels = report_kernels(
+            model,
+            shape,
+            device=device,
+            precision=precision,
+            batch=BatchShape.of(self.config, self.world).micro_batch,
+            forward=forward,
+        )
         self._peak_flops = peak_flops(device, precision)
         if self._peak_flops is None or data.progressive:  # NOTE: the number is of one image size
             return

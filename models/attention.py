@@ -25,6 +25,9 @@ Kernel = Literal["auto", "flash", "sdpa", "math"]
 Chosen = Literal["flash", "sdpa", "blocked", "math"]
 """What is taken; blocked is for a learned bias on a CPU (models/blocked_attention.py)."""
 
+_CACHED_BYTES = 8 << 20
+"""Maps of a learned bias up to this size stay in a CPU's last cache: to keep them is faster than to form them again."""
+
 
 def attend(
     q: Tensor,
@@ -79,7 +82,10 @@ def choose_kernel(
             f"attention kernel 'flash' cannot be used: {obstacle}; 'auto' takes the fastest kernel that can"
         )
     is_learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
-    return "blocked" if is_learned and q.device.type == "cpu" else "sdpa"
+    if not is_learned or q.device.type != "cpu":
+        return "sdpa"
+    map_bytes = q.shape[:3].numel() * k.shape[2] * q.element_size()
+    return "math" if map_bytes <= _CACHED_BYTES else "blocked"
 
 
 def any_kernel() -> AbstractContextManager[None]:

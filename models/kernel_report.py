@@ -39,9 +39,10 @@ def report_kernels(
     *,
     device: torch.device,
     precision: Literal["fp32", "bf16", "fp16"],
+    batch: int = 2,
     forward: Forward = call_model,
 ) -> dict[str, str]:
-    """{layer: kernel} of the layers with attention heads that run on images of `input_shape` (C, H, W), training.
+    """{layer: kernel} of the layers with attention heads that run when it trains on `batch` images of (C, H, W).
 
     Kernels are "flash: FA2" (FA3, FA4), "sdpa: flash" (efficient, cudnn, math), "blocked" and "math". A network that
     cannot run in shapes alone gives {}. Raises ConfigError with each reason why a kernel wished for cannot be had.
@@ -51,7 +52,7 @@ def report_kernels(
         # A network may hold real tensors that are neither weights nor buffers.
         shapes = FakeTensorMode(allow_non_fake_inputs=True)
         with shapes, torch.random.fork_rng(devices=[]), watch.over(model):
-            images = torch.empty(2, *input_shape, device=device)
+            images = torch.empty(batch, *input_shape, device=device)
             with _autocast(device, precision):
                 dry_step(model, images, forward=forward, backward=False)
     except _UNTRACEABLE:

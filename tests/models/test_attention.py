@@ -114,10 +114,13 @@ def test_a_wish_for_flash_that_cannot_be_met_says_why() -> None:
         attend(q, q, q, kernel="fast")  # type: ignore[arg-type]
 
 
-def test_a_bias_runs_in_blocks_only_where_its_gradient_is_wanted() -> None:
-    q, bias = torch.zeros(1, 1, 2, 8), torch.zeros(1, 1, 2, 2)
+def test_a_bias_runs_in_blocks_only_where_its_gradient_is_wanted_and_maps_outgrow_the_cache() -> None:
+    num_maps = (8 << 20) // (64 * 64 * 4)
+    q, bias = torch.zeros(1).expand(num_maps, 1, 64, 8), torch.zeros(1, 1, 64, 64)
     learned = bias.clone().requires_grad_()
     assert choose_kernel(q, q, q) == choose_kernel(q, q, q, bias) == "sdpa"
+    assert choose_kernel(q, q, q, learned) == "math"
+    q = torch.zeros(1).expand(num_maps + 1, 1, 64, 8)
     assert choose_kernel(q, q, q, learned) == "blocked"
     assert choose_kernel(q, q, q, learned, kernel="sdpa") == "sdpa"
     with torch.no_grad():

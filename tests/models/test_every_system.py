@@ -65,4 +65,4 @@ def test_its_kernels_can_be_told(name: str) -> None:
     )
     has_heads = not any(word in name for word in ("local", "squeeze", "cbam", "eca", "efficientnet", "gates"))
     assert bool(kernels) == (has_heads and name != "resnet")
-    assert not set(kernels.values()) - {"sdpa: flash", "blocked"}
+    assert not set(kernels.values()) - {"sdpa: flash", "math"}

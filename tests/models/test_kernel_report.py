@@ -38,6 +38,12 @@ NETWORKS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps of these small networks are as if they outgrew it."""
+    monkeypatch.setattr("models.attention._CACHED_BYTES", 0)
+
+
 def build(name: str, *, ours: bool = True) -> tuple[nn.Module, tuple[int, int, int]]:
     torch.manual_seed(0)
     architecture, args = NETWORKS[name]

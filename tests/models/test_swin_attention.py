@@ -28,6 +28,12 @@ KINDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps of these small networks are as if they outgrew it."""
+    monkeypatch.setattr("models.attention._CACHED_BYTES", 0)
+
+
 def swin(kind: str, **more: object) -> nn.Module:
     """Two stages, plain and shifted windows, all of whose weights matter (v2 begins with norms of zero)."""
     name, args = KINDS[kind]
