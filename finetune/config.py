@@ -23,10 +23,20 @@ class AttentionConfig(Section):
     weight: float = Field(default=500.0, ge=0.0)
     """Half the paper's beta of 1000: the mean squared distance of unit maps on n grid points lies below 2 / n."""
     teacher_layers: tuple[int, ...] = (-1,)
-    """Teacher blocks whose attention maps are averaged; negative counts from the last."""
+    """Teacher blocks whose attention maps are looked at; negative counts from the last."""
     student_stages: tuple[int, ...] = (-2,)
     """Student stages (of timm's ``feature_info``: the stem is 0) whose energy maps are compared with it, of a
     Transformer the attention layers; negative counts from the last."""
+
+    @model_validator(mode="after")
+    def _layers_and_stages_pair_up(self) -> AttentionConfig:
+        layers, stages = len(self.teacher_layers), len(self.student_stages)
+        if layers != stages and 1 not in (layers, stages):
+            raise ValueError(
+                f"{layers} teacher_layers and {stages} student_stages do not pair up: give as many of one as of the "
+                "other, or a single one that is compared with each"
+            )
+        return self
 
 
 class TeacherConfig(Section):

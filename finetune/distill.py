@@ -99,15 +99,15 @@ class DistillObjective:
         if self._logits is not None and told is not None:
             parts["logits"] = kl_logits(logits, told.logits, temperature=self._logits.temperature)
             weighted.append(self._logits.weight * parts["logits"])
-        if self._attention is not None and told is not None and told.attention is not None:
-            distances = [attention_transfer(student_map, told.attention) for student_map in maps]
+        if self._attention is not None and told is not None:
+            distances = [attention_transfer(*pair) for pair in _paired(maps, told.attention)]
             parts["attention"] = torch.stack(distances).mean()
             weighted.append(self._attention.weight * parts["attention"])
         return Loss(total=torch.stack(weighted).sum(), parts=parts)
 
     def _ask_teacher(self, batch: Batch) -> TeacherOutput | None:
         needed = self._logits is not None or self._attention is not None
-        return self._teacher(batch.images, batch.mix) if self._teacher is not None and needed else None
+        return self._teacher.observe(batch) if self._teacher is not None and needed else None
 
     def _run_student(self, model: nn.Module, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         if self._student_maps is None:
@@ -121,6 +121,14 @@ def wanted_attention(losses: TeacherConfig | None) -> AttentionConfig | None:
     """The attention loss, if there is one with a weight; its `teacher_layers` are what the teacher has to show."""
     wanted = losses.attention if losses is not None else None
     return wanted if wanted is not None and wanted.weight else None
+
+
+def _paired(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """One with one; a single one on either side is paired with each of the other."""
+    count = max(len(ours), len(theirs))
+    ours = tuple(ours) * count if len(ours) == 1 else ours
+    theirs = tuple(theirs) * count if len(theirs) == 1 else theirs
+    return list(zip(ours, theirs, strict=True))
 
 
 def _unit_map(raw: Tensor, grid: tuple[int, int]) -> Tensor:

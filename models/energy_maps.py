@@ -20,7 +20,7 @@ class EnergyMaps(MapHooks):
     kind = "energy"
 
     def __init__(self, model: nn.Module, stages: Sequence[int | str] = (-1,)) -> None:
-        super().__init__(pick(_stages(model), stages, what="stages"))
+        super().__init__(pick(stages_of(model), stages, what="stages"))
         self._channel_dim = -1 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
 
     def _attach(self, index: int, module: nn.Module) -> None:
@@ -36,10 +36,11 @@ class EnergyMaps(MapHooks):
 
 def stage_names(model: nn.Module) -> tuple[str, ...]:
     """The stages EnergyMaps can show, from the input to the output."""
-    return tuple(name for name, _ in _stages(model))
+    return tuple(name for name, _ in stages_of(model))
 
 
-def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def stages_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The stages that timm lists for a network and that are modules of it, by name."""
     listed: Any = getattr(model, "feature_info", None) or ()
     modules = dict(model.named_modules())
     return [(stage["module"], modules[stage["module"]]) for stage in listed if stage["module"] in modules]
