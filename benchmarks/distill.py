@@ -15,6 +15,7 @@ only, which is all that such a run can use.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -26,12 +27,15 @@ from typing import Any
 
 from benchmarks.distill_table import write_table
 from benchmarks.result_file import RESULTS, ROOT, installed_versions
+from configs.base import ConfigError
+from configs.exit_code import run_main
 from configs.load import load_config
 from data_pipeline.whole_file import write_whole
 from engine.machine import describe_machine
 from engine.results.run_record import RunRecord, read_run
 from finetune.config import FinetuneConfig
 from launch.programs import program_command, program_environment
+from models.build import WEIGHTS_FILE, resolve_release
 
 RECIPE = "configs/finetune/fashion_mnist_ablation.yaml"
 FOLDER = RESULTS / "distill"
@@ -65,14 +69,18 @@ class Job:
     @property
     def overrides(self) -> tuple[str, ...]:
         """What it changes in the recipe; `settings` of the caller come last."""
-        return (
-            f"teacher.checkpoint={self.teacher}",
+        return (f"teacher.checkpoint={self.teacher}", *self.settings_of_run)
+
+    @property
+    def settings_of_run(self) -> list[str]:
+        """The same without the teacher, whose path is this machine's."""
+        return [
             f"data.label_fraction={self.fraction:g}",
             f"data.unlabelled={'drop' if self.row == 'none' else 'keep'}",
             f"train.seed={self.seed}",
             *ROWS[self.row],
             *self.settings,
-        )
+        ]
 
 
 def main(arguments: list[str]) -> int:
@@ -83,7 +91,9 @@ def main(arguments: list[str]) -> int:
         return 0
     for job in _jobs(given):
         result = given.results / f"{job.name}.json"
-        if not result.exists():
+        if result.exists():
+            _refuse_other_settings(job, result)
+        else:
             sys.stderr.write(f"{job.name}\n")
             result.parent.mkdir(parents=True, exist_ok=True)
             write_whole(result, json.dumps(_measure(job, given.runs / job.name), indent=1) + "\n")
@@ -123,6 +133,22 @@ def _jobs(given: argparse.Namespace) -> Iterator[Job]:
                 )
 
 
+def _refuse_other_settings(job: Job, result: Path) -> None:
+    """What is kept must be what would be made now."""
+    kept = json.loads(result.read_text())
+    if kept["settings"] != job.settings_of_run or kept["teacher"] != _digest(job.teacher):
+        raise ConfigError(
+            f"{str(result)!r} was made with other settings or by another teacher than this run would be: "
+            "name another folder with --results (and --runs), or remove it"
+        )
+
+
+def _digest(teacher: str) -> str:
+    """Fingerprint of a teacher's weights."""
+    folder = Path(resolve_release(teacher).removeprefix("local-dir:"))
+    return hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
+
+
 def _measure(job: Job, run: Path) -> dict[str, Any]:
     """Trains or goes on, evaluates, and tells what came of it."""
     _mirada("finetune", RECIPE, *job.overrides, "--out", str(run))
@@ -138,7 +164,8 @@ def _measure(job: Job, run: Path) -> dict[str, Any]:
         "num_images": evaluation["num_images"],
         **{key: row[key] for key in ("top1", "ece", "parameters")},
         **_of_run(read_run(run)),
-        "settings": [text for text in job.overrides if not text.startswith("teacher.checkpoint=")],
+        "settings": job.settings_of_run,
+        "teacher": _digest(job.teacher),
         "machine": describe_machine(),
         "versions": installed_versions(("torch", "timm", "deepspeed")),
     }
@@ -165,4 +192,4 @@ def _mirada(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_main(lambda: main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.distill import FRACTIONS, RECIPE, ROWS, Job
+from benchmarks.distill import FRACTIONS, RECIPE, ROWS, Job, main
 from benchmarks.distill_table import errors_saved, half_interval, table_rows, write_table
 from benchmarks.tables import render
 from configs.base import ConfigError
@@ -94,3 +95,22 @@ def test_a_table_is_made_from_the_files_that_are_there(tmp_path: Path) -> None:
 def test_names_of_jobs_differ() -> None:
     jobs = [Job(row=r, fraction=f, seed=s, teacher="t") for r in ROWS for f in FRACTIONS for s in (0, 1)]
     assert len({job.name for job in jobs}) == len(jobs)
+
+
+def test_a_result_of_other_settings_or_of_another_teacher_is_not_kept(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "config.json").write_text("{}")
+    (teacher / "model.safetensors").write_text("weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:16]
+    job = Job(row="both", fraction=1.0, seed=0, teacher=str(teacher))
+    command = ["run", "--teacher", str(teacher), "--rows", "both", "--fractions", "1", "--seeds", "0"]
+    command += ["--results", str(tmp_path)]
+    result = tmp_path / f"{job.name}.json"
+    result.write_text(json.dumps({"settings": job.settings_of_run, "teacher": digest}))
+    assert main(command) == 0
+    with pytest.raises(ConfigError, match="made with other settings or by another teacher"):
+        main([*command, "--set", "optim.lr=0.1"])
+    (teacher / "model.safetensors").write_text("others")
+    with pytest.raises(ConfigError, match="made with other settings or by another teacher"):
+        main(command)
