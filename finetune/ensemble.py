@@ -36,11 +36,6 @@ class Ensemble:
         """How far through the first network each layer is whose attention is asked for, 0 to 1."""
         return self._teachers[0].attention_depths
 
-    @property
-    def token_depths(self) -> tuple[float, ...]:
-        """None: tokens of several networks have no mean."""
-        return ()
-
 
 def as_one(teachers: Sequence[Teacher]) -> Teacher | Ensemble | None:
     """Who answers for all of them; None where there is none."""
