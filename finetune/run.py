@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import nn
 
 from configs.load import load_config
 from engine.command import Command
 from engine.session import Session, open_session
 from engine.sharding.zero import build_engine
+from finetune.beside import watch_evaluation
 from finetune.config import FinetuneConfig
-from finetune.distill import DistillObjective, wanted_attention
+from finetune.distill import DistillObjective
+from finetune.ensemble import as_one
+from finetune.learner import with_projections
 from finetune.teacher import Teacher, load_teacher
+from models.apprentice import Classroom, logits_of_all
 from models.build import build_from_release, build_model
 
 
@@ -18,22 +25,38 @@ def run(command: Command) -> int:
     """Trains one rank's share of the run; returns the exit code (0 finished, 75 or 130 saved and stopped)."""
     config = load_config(FinetuneConfig, command.recipe, command.overrides).config
     with open_session(command, config) as session:
-        student = _build_student(config, session)
-        teacher = _load_teacher(config, session)
-        session.examine(student, frozen=None if teacher is None else teacher.network)
-        engine = build_engine(student, config, session.world)
+        students = _build_students(config, session)
+        teachers = _load_teachers(config, session)
+        students = {name: with_projections(one, config, teachers) for name, one in students.items()}
+        learner = Classroom(students) if config.students else students[""]
+        session.examine(learner, forward=logits_of_all, frozen=[teacher.network for teacher in teachers])
+        engine = build_engine(learner, config, session.world)
         objective = DistillObjective(
             engine.module,
             mean=config.data.mean,
             std=config.data.std,
             task_weight=config.task_weight,
+            task_fade=config.task_fade,
             label_fraction=config.data.batch_label_fraction,
             label_smoothing=config.train.label_smoothing,
-            teacher=teacher,
+            teacher=as_one(teachers),
             losses=config.teacher,
+            steps=session.steps,
         )
-        outcome = session.trainer(engine, objective).fit(session.stop)
-        return session.close(engine, outcome)
+        beside = watch_evaluation(engine.module, config, teachers, session.world)
+        trainer = session.trainer(engine, objective, beside=beside, follow=objective.follow)
+        return session.close(engine, trainer.fit(session.stop), others=config.students)
+
+
+def _build_students(config: FinetuneConfig, session: Session) -> dict[str, nn.Module]:
+    """The run's own student as "", and those beside it, each with the first weights that it would have alone."""
+    students = {"": _build_student(config, session)}
+    for name, model in config.students.items():
+        torch.manual_seed(config.train.seed)
+        students[name] = _build_student(
+            config.model_copy(update={"model": model, "checkpoint": None}), session
+        )
+    return students
 
 
 def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
@@ -60,15 +83,19 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
     )
 
 
-def _load_teacher(config: FinetuneConfig, session: Session) -> Teacher | None:
+def _load_teachers(config: FinetuneConfig, session: Session) -> Sequence[Teacher]:
     if config.teacher is None:
-        return None
-    attention = wanted_attention(config.teacher)
-    return load_teacher(
-        config.teacher.checkpoint,
-        num_classes=len(session.index.classes),
-        class_names=session.index.classes,
-        attention_layers=() if attention is None else attention.teacher_layers,
-        device=session.world.device,
-        precision=config.train.precision,
-    )
+        return ()
+    return [
+        load_teacher(
+            reference,
+            num_classes=len(session.index.classes),
+            class_names=session.index.classes,
+            attention_layers=config.teacher.attention_layers,
+            token_layers=config.teacher.token_layers,
+            by_head=config.teacher.by_head,
+            device=session.world.device,
+            precision=config.teacher.precision or config.train.precision,
+        )
+        for reference in (config.teacher.checkpoint, *config.teacher.ensemble)
+    ]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from configs.base import ConfigError
 from models.map_hooks import MapHooks, pick
 
 
@@ -20,7 +22,7 @@ class EnergyMaps(MapHooks):
     kind = "energy"
 
     def __init__(self, model: nn.Module, stages: Sequence[int | str] = (-1,)) -> None:
-        super().__init__(pick(_stages(model), stages, what="stages"))
+        super().__init__(pick(stages_of(model), stages, what="stages"))
         self._channel_dim = -1 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
 
     def _attach(self, index: int, module: nn.Module) -> None:
@@ -36,10 +38,19 @@ class EnergyMaps(MapHooks):
 
 def stage_names(model: nn.Module) -> tuple[str, ...]:
     """The stages EnergyMaps can show, from the input to the output."""
-    return tuple(name for name, _ in _stages(model))
+    return tuple(name for name, _ in stages_of(model))
 
 
-def _stages(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def stages_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The stages that timm lists for a network and that are modules of it, by name."""
     listed: Any = getattr(model, "feature_info", None) or ()
     modules = dict(model.named_modules())
     return [(stage["module"], modules[stage["module"]]) for stage in listed if stage["module"] in modules]
+
+
+def energy_of_groups(features_BCHW: Tensor, groups: int) -> Tensor:
+    """float32 [B, groups, h, w]: the energy of as many groups of neighbouring channels, as equal as they can be."""
+    if features_BCHW.shape[1] < groups:
+        raise ConfigError(f"a stage of {features_BCHW.shape[1]} channels cannot be cut into {groups} groups")
+    parts = features_BCHW.float().square().tensor_split(groups, dim=1)
+    return torch.stack([part.mean(dim=1) for part in parts], dim=1)

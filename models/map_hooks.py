@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class MapHooks(ABC):
     """Hooks that live for one `with` block, and what they saw; resolved, and found wanting, before any forward."""
 
-    kind: ClassVar[Literal["attention", "energy", "gate"]]
+    kind: ClassVar[Literal["attention", "energy", "gate", "features", "output"]]
     """What the maps are made of."""
 
     def __init__(self, chosen: Sequence[tuple[str, nn.Module]]) -> None:
@@ -57,6 +58,18 @@ class MapHooks(ABC):
 
     def _keep(self, handle: Any) -> None:
         self._hooks.callback(handle.remove)
+
+
+class Outputs(MapHooks):
+    """What the modules given put out, as it is."""
+
+    kind = "output"
+
+    def _attach(self, index: int, module: nn.Module) -> None:
+        self._keep(module.register_forward_hook(partial(self._on_output, index)))
+
+    def _on_output(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._seen[index] = output
 
 
 def pick(

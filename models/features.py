@@ -1,0 +1,70 @@
+"""Features of places: what the stages of a network put out, as [B, D, h, w] whatever they are made of.
+
+Stages are those of timm's ``feature_info``: of a ViT its blocks, of a Swin and of a CNN its stages (the stem first).
+
+Shapes: B images, N tokens (prefix tokens first), D channels, h x w places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.energy_maps import stages_of
+from models.map_hooks import MapHooks, pick
+from models.token_grid import TokenGrid
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Features(MapHooks):
+    """The features of the stages asked for, by index or by module name; class and register tokens are left out."""
+
+    kind = "features"
+
+    def __init__(self, model: nn.Module, stages: Sequence[int | str] = (-1,)) -> None:
+        super().__init__(pick(stages_of(model), stages, what="features in stages"))
+        self._channel_dim = -1 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
+        self._prefix = int(getattr(model, "num_prefix_tokens", 0))
+        patch_embed: Any = getattr(model, "patch_embed", None)
+        self._token_grid = None if patch_embed is None else TokenGrid(patch_embed)
+
+    def __enter__(self) -> Self:
+        if self._token_grid is not None:
+            self._keep(self._token_grid.listen())
+        return super().__enter__()
+
+    def _attach(self, index: int, module: nn.Module) -> None:
+        self._keep(module.register_forward_hook(partial(self._on_output, index)))
+
+    def _on_output(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.ndim == 3:
+            self._seen[index] = self._of_tokens(self.names[index], output)
+        else:
+            self._seen[index] = output.movedim(self._channel_dim, 1)
+
+    def _of_tokens(self, name: str, x_BND: Tensor) -> Tensor:
+        patches = x_BND[:, self._prefix :]
+        grid = None if self._token_grid is None else self._token_grid.of(patches.shape[1])
+        if grid is None:
+            raise RuntimeError(f"{patches.shape[1]} tokens of {name} fill no grid: patch dropout is on")
+        features: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+        return features
+
+
+@torch.no_grad()
+def feature_widths(
+    model: nn.Module, stages: Sequence[int | str], input_shape: tuple[int, int, int]
+) -> tuple[int, ...]:
+    """D of the stages asked for, found by one forward in evaluation mode; ConfigError for one that is not there."""
+    features, was_training = Features(model, stages), model.training
+    place = next(model.parameters())
+    with features:
+        model.eval()(torch.zeros(1, *input_shape, device=place.device))
+    model.train(was_training)
+    return tuple(found.shape[1] for found in features.take())
