@@ -50,4 +50,5 @@ DurationField = Annotated[Duration, BeforeValidator(Duration.parse), PlainSerial
 class Section(BaseModel):
     """Part of a config: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Built when first used: `launch` imports the sections of all programs and uses those of one.
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
