@@ -15,6 +15,7 @@ from configs.training import ProbeConfig, RunConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.loader import EvalLoader, ShardLoader
+from data_pipeline.sidecar import Sidecar
 from engine.command import Command
 from engine.datasets import open_datasets
 from engine.events import EventLog
@@ -108,6 +109,10 @@ class Session:
         self._flops_per_image = train_flops_per_image(model, shape, forward=forward)
         if frozen is not None:
             self._flops_per_image += count_own_flops(frozen)
+
+    def read_beside(self, sidecar: Sidecar) -> None:
+        """Training batches come with what `sidecar` keeps of their images."""
+        self._loader.read_beside(sidecar)
 
     def trainer(self, engine: Engine, objective: Objective, *, probe: ProbeConfig | None = None) -> Trainer:
         """Takes the run folder, writes the "run" event, starts its follower, and gives the loop over the data.

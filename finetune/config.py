@@ -44,6 +44,8 @@ class TeacherConfig(Section):
 
     checkpoint: str
     """Released folder (``runs/teacher/release``), or a timm reference."""
+    cache: str | None = None
+    """Folder of answers that ``mirada teach`` wrote, read instead of asking the teacher. Default: it is asked."""
     logits: LogitsConfig | None = LogitsConfig()
     attention: AttentionConfig | None = AttentionConfig()
 
@@ -62,6 +64,23 @@ class FinetuneConfig(RunConfig):
         """The teacher, and where the weights start from."""
         teacher = {} if self.teacher is None else {"teacher": self.teacher.checkpoint}
         return teacher if self.checkpoint is None else {**teacher, "start": self.checkpoint}
+
+    @property
+    def uncacheable(self) -> list[str]:
+        """Why no teacher's answers can be kept for this run; empty where they can."""
+        reasons = {
+            "data.augment.mixup and cutmix: an answer is kept for a crop, and what a crop is mixed with depends on the "
+            "batch; leave them out, or ask the teacher in training": self.data.augment.mixes,
+            "data.progressive: how large a crop is depends on the step, and an answer is kept for one size; leave it "
+            "out, or ask the teacher in training": bool(self.data.progressive),
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    @model_validator(mode="after")
+    def _answers_were_kept(self) -> FinetuneConfig:
+        if self.teacher is not None and self.teacher.cache is not None and self.uncacheable:
+            raise ValueError(f"teacher.cache cannot be used with {'; nor with '.join(self.uncacheable)}")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> FinetuneConfig:

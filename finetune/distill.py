@@ -17,7 +17,7 @@ from data_pipeline.batch import Batch, normalize
 from data_pipeline.mix import mix_images
 from engine.objective import Loss
 from finetune.config import AttentionConfig, TeacherConfig
-from finetune.teacher import Teacher, TeacherOutput
+from finetune.teacher import Observer, TeacherOutput
 from models.attention_maps import open_maps
 from models.losses import task_loss
 from models.map_hooks import MapHooks
@@ -59,7 +59,7 @@ class DistillObjective:
         task_weight: float = 1.0,
         label_fraction: float = 1.0,
         label_smoothing: float = 0.0,
-        teacher: Teacher | None = None,
+        teacher: Observer | None = None,
         losses: TeacherConfig | None = None,
     ) -> None:
         if (teacher is None) != (losses is None):

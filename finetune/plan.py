@@ -22,7 +22,7 @@ def build(config: FinetuneConfig, index: ShardIndex) -> Trained:
         image_size=data.image_size,
         other_sizes=data.image_sizes[:-1],
     )
-    if config.teacher is None:
+    if config.teacher is None or config.teacher.cache is not None:
         return Trained(model=student)
     try:
         resolve_release(config.teacher.checkpoint)

@@ -11,6 +11,7 @@ from engine.sharding.zero import build_engine
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective, wanted_attention
 from finetune.teacher import Teacher, load_teacher
+from finetune.teacher_cache import CachedTeacher, open_teacher_cache
 from models.build import build_from_release, build_model
 
 
@@ -60,9 +61,13 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
     )
 
 
-def _load_teacher(config: FinetuneConfig, session: Session) -> Teacher | None:
+def _load_teacher(config: FinetuneConfig, session: Session) -> Teacher | CachedTeacher | None:
     if config.teacher is None:
         return None
+    if config.teacher.cache is not None:
+        cached = open_teacher_cache(config, session.index)
+        session.read_beside(cached.sidecar)
+        return cached
     attention = wanted_attention(config.teacher)
     return load_teacher(
         config.teacher.checkpoint,
