@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,9 @@ import pytest
 from configs.load import packaged_root
 from tests.support.tutorial import run_tutorial
 
-FEWER = "train.evaluate_every='1000 steps' data.val=null schedule.warmup='1 steps'"
+FEWER = (
+    "train.evaluate_every='1000 steps' data.val=null schedule.warmup='1 steps' train.ranks=1 tracking.uri=off"
+)
 
 
 @pytest.mark.slow
@@ -31,21 +30,3 @@ def test_the_tutorial_of_the_teacher_cache_runs_as_it_is_written(tmp_path: Path)
     assert len(list((cache / "pass-0000").iterdir())) == 6
     for name in ("student", "small"):
         assert (tmp_path / "runs" / name / "release" / "model.safetensors").is_file()
-    _other_crops_are_refused(tmp_path)
-
-
-def _other_crops_are_refused(workdir: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "launch.cli", "finetune", "configs/smoke/finetune_student.yaml"),
-        *("teacher.checkpoint=runs/teacher/release", "teacher.cache=runs/answers", "train.seed=5"),
-        *("--ranks", "1", "--out", "runs/refused"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(packaged_root())}
-    done = subprocess.run(
-        command, cwd=workdir, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(
-        "error: teacher.cache 'runs/answers': it is about other crops: train.seed is 0"
-    )
-    assert "Traceback" not in done.stderr and not (workdir / "runs" / "refused").exists()

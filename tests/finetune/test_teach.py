@@ -166,9 +166,7 @@ def test_images_that_are_none_are_left_out_and_training_never_asks_for_them(tmp_
 
 
 @pytest.mark.slow
-def test_what_a_kill_interrupts_two_ranks_finish_with_the_same_bytes(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_what_a_kill_interrupts_two_ranks_finish_with_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     content = recipe(folder / "data", folder / "teacher", train__duration="12 epochs")
     (tmp_path / "student.yaml").write_text(yaml.safe_dump(content))
     out = tmp_path / "cache"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from configs.base import ConfigError
+from configs.exit_code import run_main
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.joined import open_training
 from data_pipeline.loader import ShardLoader
@@ -81,10 +82,11 @@ def test_two_ranks_with_workers_after_a_resume_hear_what_the_teacher_says_of_the
     folder: Path,
 ) -> None:
     """And with labels for a tenth, in other batches and another order."""
-    config = cached(folder, data__workers=2, data__label_fraction=0.1, data__streams=2, train__global_batch=4)
+    other = {"data__label_fraction": 0.1, "data__streams": 2, "train__global_batch": 4}
     index = open_index(str(folder / "data"))
     teacher = load_teacher(str(folder / "teacher"), num_classes=10, attention_layers=(-1,))
-    for rank in range(2):
+    for rank, workers in enumerate((0, 2)):
+        config = cached(folder, data__workers=workers, **other)
         loader = loader_of(config, index, rank=rank, world_size=2)
         replay = open_teacher_cache(config, index)
         loader.read_beside(replay.sidecar)
@@ -249,3 +251,15 @@ def test_batches_without_records_are_a_mistake_of_the_program(folder: Path) -> N
     (batch,) = take(loader_of(config, index), 1)
     with pytest.raises(ValueError, match="the batch comes without records"):
         open_teacher_cache(config, index).observe(batch)
+
+
+def test_a_program_that_is_given_another_cache_ends_with_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, index = cached(folder, train__seed=5), open_index(str(folder / "data"))
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: open_teacher_cache(config, index) and None)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: teacher.cache '{folder}/cache': it is about other crops: train.seed is 0 there and 5 here"
+    )
