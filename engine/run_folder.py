@@ -47,6 +47,10 @@ class RunFolder:
     def release(self) -> Path:
         return self.path / "release"
 
+    def release_of(self, name: str) -> Path:
+        """Where the network of a name is released that was trained beside the run's own, which is ""."""
+        return self.path / "students" / name / "release" if name else self.release
+
     @property
     def report(self) -> Path:
         return self.path / "report.html"

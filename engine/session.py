@@ -5,13 +5,14 @@ ranks -> data -> [model -> engine -> objective: the program's own] -> run folder
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from configs.training import ProbeConfig, RunConfig
+from configs.base import Duration
+from configs.training import ModelConfig, ProbeConfig, RunConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.loader import EvalLoader, ShardLoader
@@ -25,7 +26,7 @@ from engine.objective import Objective
 from engine.penalized import Penalized
 from engine.planning.accelerator import peak_flops
 from engine.progress import Progress
-from engine.results.evaluate import Evaluator
+from engine.results.evaluate import Beside, Evaluator
 from engine.results.labelled_sample import LabelledSample
 from engine.results.probe import FeatureEvaluator
 from engine.results.release import Origin, write_release
@@ -46,10 +47,11 @@ from engine.tracking.system_metrics import SystemMetrics, count_samples
 from engine.tracking.tensorboard import check_tensorboard
 from engine.trainer import Outcome, Trainer, seed_ranks
 from engine.world import World, close_world, init_world
+from models.carrier import main_network, released_parts
 from models.complexity import count_own_flops, train_flops_per_image
 from models.dry_step import Forward, call_model
 from models.kernel_report import layers_by_kernel, report_kernels
-from models.pretext import encoder_of, released_part
+from models.pretext import Pretext
 
 
 class Session:
@@ -94,7 +96,7 @@ class Session:
         self._progress = Progress(command.out.name, quiet=not world.is_main)
 
     def examine(
-        self, model: nn.Module, *, forward: Forward = call_model, frozen: nn.Module | None = None
+        self, model: nn.Module, *, forward: Forward = call_model, frozen: Sequence[nn.Module] = ()
     ) -> None:
         """Finds out the kernels of its attention, and its operations, for "perf/mfu" where the device's peak is known.
 
@@ -107,17 +109,31 @@ class Session:
         if self._peak_flops is None or data.progressive:  # NOTE: the number is of one image size
             return
         self._flops_per_image = train_flops_per_image(model, shape, forward=forward)
-        if frozen is not None:
-            self._flops_per_image += count_own_flops(frozen)
+        self._flops_per_image += sum(map(count_own_flops, frozen))
 
     def read_beside(self, sidecar: Sidecar) -> None:
         """Training batches come with what `sidecar` keeps of their images."""
         self._loader.read_beside(sidecar)
 
-    def trainer(self, engine: Engine, objective: Objective, *, probe: ProbeConfig | None = None) -> Trainer:
+    def steps(self, duration: Duration) -> int:
+        """Optimizer steps that a duration is in this run."""
+        return duration.steps(
+            steps_per_epoch=self._loader.batches_per_epoch, global_batch=self.config.train.global_batch
+        )
+
+    def trainer(
+        self,
+        engine: Engine,
+        objective: Objective,
+        *,
+        probe: ProbeConfig | None = None,
+        beside: Beside | None = None,
+        follow: Callable[[int], None] = lambda step: None,
+    ) -> Trainer:
         """Takes the run folder, writes the "run" event, starts its follower, and gives the loop over the data.
 
-        With `probe` it is features that are evaluated, else logits.
+        With `probe` it is features that are evaluated, else logits; with `beside` something else of the same passes
+        too, and before the first step as well. `follow` is told the number of each step before it.
         """
         self._folder = open_run_folder(self._command.out, self.config, self.world, fresh=self._command.fresh)
         start_logging(self._folder, self.world)
@@ -132,7 +148,7 @@ class Session:
         )
         penalties = self.config.model.attention.regularize
         if penalties:
-            objective = Penalized(objective, encoder_of(engine.module), penalties)
+            objective = Penalized(objective, main_network(engine.module), penalties)
         seed_ranks(self.config.train.seed, self.world.rank)
         return Trainer(
             engine=engine,
@@ -142,16 +158,22 @@ class Session:
             checkpoints=checkpoints,
             journal=self._journal(self._folder),
             safeguards=self._safeguards(self._folder),
-            evaluator=self._evaluator(probe),
+            evaluator=self._evaluator(probe, beside),
+            follow=follow,
         )
 
-    def close(self, engine: Engine, outcome: Outcome) -> int:
-        """Releases a finished run's weights; returns the exit code (0 finished, 75 or 130 saved and stopped)."""
+    def close(
+        self, engine: Engine, outcome: Outcome, *, others: Mapping[str, ModelConfig] | None = None
+    ) -> int:
+        """Releases a finished run's weights; returns the exit code (0 finished, 75 or 130 saved and stopped).
+
+        `others` are the models of the networks that were trained beside the recipe's own, by name.
+        """
         if outcome.stopped_by is None and self._folder is not None:
             try:
                 weights = engine.release_weights()
                 if self.world.is_main:
-                    self._release(self._folder, engine, weights, outcome)
+                    self._release(self._folder, engine, weights, outcome, others or {})
             except BaseException as error:  # the log said that the run is finished
                 self._events.append("failed", error=f"release: {type(error).__name__}: {error}")
                 raise
@@ -184,14 +206,20 @@ class Session:
             index, self.config.data, batch_size=share, rank=self.world.rank, world_size=self.world.size
         )
 
-    def _evaluator(self, probe: ProbeConfig | None) -> Evaluator | None:
+    def _evaluator(self, probe: ProbeConfig | None, beside: Beside | None) -> Evaluator | None:
         if self._val_loader is None:
             return None
         data, batches = self.config.data, self.stop.between(self._val_loader, self.world)
         scores_raw = self.config.train.evaluate_raw
         if probe is None:
             return Evaluator(
-                batches=batches, mean=data.mean, std=data.std, world=self.world, scores_raw=scores_raw
+                batches=batches,
+                mean=data.mean,
+                std=data.std,
+                world=self.world,
+                scores_raw=scores_raw,
+                beside=beside,
+                scores_start=beside is not None,
             )
         sample = LabelledSample(self.index, data, size=probe.max_images)
         return FeatureEvaluator(
@@ -249,26 +277,32 @@ class Session:
         return lists
 
     def _release(
-        self, folder: RunFolder, engine: Engine, weights: Mapping[str, Tensor], outcome: Outcome
+        self,
+        folder: RunFolder,
+        engine: Engine,
+        weights: Mapping[str, Tensor],
+        outcome: Outcome,
+        others: Mapping[str, ModelConfig],
     ) -> None:
-        model, weights = released_part(engine.module, weights)
-        path = write_release(
-            folder.release,
-            model=model,
-            weights=weights,
-            config=self.config,
-            classes=self.index.classes if model is engine.module else (),  # an encoder tells none apart
-            origin=Origin(
-                command=str(self._command),
-                run_id=self._run_id,
-                data_digest=self.index.digest,
-                step=outcome.step,
-            ),
-            scores=outcome.scores,
+        origin = Origin(
+            command=str(self._command),
+            run_id=self._run_id,
+            data_digest=self.index.digest,
+            step=outcome.step,
         )
+        for name, (model, own_weights) in reversed(released_parts(engine.module, weights).items()):
+            path = write_release(
+                folder.release_of(name),
+                model=model,
+                weights=own_weights,
+                config=self.config.model_copy(update={"model": others.get(name, self.config.model)}),
+                classes=() if isinstance(engine.module, Pretext) else self.index.classes,
+                origin=origin,
+                scores=None if name else outcome.scores,
+            )
+            self._progress.note(f"released {path}")
         scores = {} if outcome.scores is None else outcome.scores.values()
-        self._events.append("release", path=str(path), step=outcome.step, scores=scores)
-        self._progress.note(f"released {path}")
+        self._events.append("release", path=str(folder.release), step=outcome.step, scores=scores)
 
 
 @contextmanager

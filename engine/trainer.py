@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -56,7 +56,10 @@ class Outcome:
 
 
 class Trainer:
-    """Trains from where the checkpoints say to the end of the timetable, or until a signal stops it."""
+    """Trains from where the checkpoints say to the end of the timetable, or until a signal stops it.
+
+    `follow` is told the number of each step (from 0) before it, for what of the objective depends on it.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Trainer:
         journal: Journal,
         safeguards: Safeguards,
         evaluator: Evaluator | None = None,
+        follow: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._engine = engine
         self._objective = objective
@@ -80,6 +84,7 @@ class Trainer:
         self._watchdog = safeguards.watchdog
         self._rollback = safeguards.rollback
         self._evaluator = evaluator
+        self._follow = follow
         self._switches: AttentionSwitches | None = None
         if timetable.activation is not None:
             self._switches = AttentionSwitches(engine.module, timetable.activation)
@@ -119,6 +124,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         engine = self._engine
         self._switch_attention()
+        self._follow(self._step)
         micro_batches = batch.split(engine.micro_batch)
         for index, micro_batch in enumerate(micro_batches):
             self._watchdog.beat(self._step, "in forward")
@@ -224,6 +230,8 @@ class Trainer:
         self._journal.begin(self._step, self._timetable.total_steps)
         if checkpoint is not None:
             self._evaluate_if_missed()
+        elif self._evaluator is not None and self._evaluator.scores_start:
+            self._evaluate()
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint, all ranks together; what was not finite since is left out from now on."""

@@ -46,15 +46,26 @@ class AnswerFormat:
     """Attention layers that maps are of, as they were asked for."""
     grids: tuple[tuple[int, int], ...] = ()
     """Height and width of each layer's map as it is kept."""
+    depths: tuple[float, ...] = ()
+    """How far through the network each layer is, 0 to 1."""
 
     @classmethod
-    def of(cls, told: TeacherOutput, *, top: int, layers: Sequence[int], grid: int) -> AnswerFormat:
+    def of(
+        cls,
+        told: TeacherOutput,
+        *,
+        top: int,
+        grid: int,
+        layers: Sequence[int] = (),
+        depths: Sequence[float] = (),
+    ) -> AnswerFormat:
         """The format for answers like this one, maps pooled to at most `grid` places on a side."""
         num_classes = told.logits.shape[1]
         return cls(
             num_classes=num_classes,
             top=min(top, num_classes),
             layers=tuple(layers),
+            depths=tuple(depths),
             grids=tuple((min(grid, found.shape[1]), min(grid, found.shape[2])) for found in told.attention),
         )
 

@@ -190,6 +190,7 @@ def _parse(content: dict[str, Any]) -> CacheManifest:
             top=answers["top"],
             layers=tuple(answers["layers"]),
             grids=tuple((height, width) for height, width in answers["grids"]),
+            depths=tuple(answers["depths"]),
         ),
         how=content["how"],
         wanted=_parse_extent(content["wanted"]),

@@ -1,53 +1,36 @@
-r"""Losses that shape a student: pure functions, and the objective that weighs and adds them.
+r"""DistillObjective: one pass of the teacher, and of each student, for losses that are weighed and added.
 
-batch -> teacher -> logits, attention ---+
-     \-> student -> logits, energy map --+-> task + logits + attention -> Loss
+batch -> teacher -> logits, maps, tokens ---+
+     \-> student -> logits, maps, features -+-> task + logits + attention + features -> Loss
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.base import ConfigError
+from configs.base import ConfigError, Duration
+from configs.fade import Fade
 from data_pipeline.batch import Batch, normalize
 from data_pipeline.mix import mix_images
 from engine.objective import Loss
-from finetune.config import AttentionConfig, TeacherConfig
-from finetune.teacher import Observer, TeacherOutput
-from models.attention_maps import open_maps
-from models.losses import task_loss
-from models.map_hooks import MapHooks
-
-
-def kl_logits(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
-    """Hinton et al. 2015: KL(teacher || student) of tempered softmaxes, times T^2, mean over images."""
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def attention_transfer(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    """Zagoruyko & Komodakis 2017: mean squared distance of the L2-normalised maps, over grid points and images.
-
-    Maps are [B, h, w] of any scale and any two grids: both are average-pooled to the smaller height and the smaller
-    width of the two, since a fine map can be summed up exactly and a coarse one cannot be sharpened. Between unit
-    vectors on a grid of n points the value lies below 2 / n: weights of some hundreds are normal (the paper's is 500).
-    """
-    grid = (min(student_map.shape[1], teacher_map.shape[1]), min(student_map.shape[2], teacher_map.shape[2]))
-    student, teacher = (_unit_map(raw, grid) for raw in (student_map, teacher_map))
-    return (student - teacher).square().mean()
+from finetune.config import TeacherConfig
+from finetune.lesson import Lesson
+from finetune.teacher import Observer
+from finetune.weights import LossWeights, Steps
+from models.apprentice import students_of
+from models.map_hooks import Outputs
 
 
 class DistillObjective:
     """Learning from labels and, where there is one, from a teacher: an engine Objective.
 
-    `student` is the network itself, on which hooks live during a call; what is called is the engine's wrapper around
-    it. Several student stages are compared with the teacher one by one, and averaged. Parts are logged without their
-    weights; a loss of weight 0 is not computed, and a teacher that no loss needs is not called.
+    `student` is the network itself, or an Apprentice or Classroom around it, on which hooks live during a call; what is
+    called is the engine's wrapper around it. Of several students the parts of all but the first are logged as
+    ``NAME/task``, and their sum as ``NAME/loss``. A teacher that no loss needs is not called.
     """
 
     def __init__(
@@ -57,80 +40,69 @@ class DistillObjective:
         mean: Sequence[float],
         std: Sequence[float],
         task_weight: float = 1.0,
+        task_fade: Fade | None = None,
         label_fraction: float = 1.0,
         label_smoothing: float = 0.0,
         teacher: Observer | None = None,
         losses: TeacherConfig | None = None,
+        steps: Steps | None = None,
     ) -> None:
         if (teacher is None) != (losses is None):
             raise ConfigError("a teacher and its losses come together: give both or neither")
         self._mean, self._std = tuple(mean), tuple(std)
-        self._task_weight, self._label_fraction, self._label_smoothing = (
-            task_weight,
-            label_fraction,
-            label_smoothing,
-        )
-        self._teacher = teacher
-        self._logits = (
-            losses.logits
-            if losses is not None and losses.logits is not None and losses.logits.weight
-            else None
-        )
-        self._attention = wanted_attention(losses)
-        self._student_maps: MapHooks | None = None
-        if self._attention is not None:
-            self._student_maps = open_maps(student, self._attention.student_stages)
+        self._weights = _weights(task_weight, task_fade, losses, steps)
+        self._lessons = {
+            name: Lesson(
+                network,
+                losses,
+                weights=self._weights,
+                teacher=teacher,
+                label_fraction=label_fraction,
+                label_smoothing=label_smoothing,
+            )
+            for name, network in students_of(student).items()
+        }
+        self._others = Outputs([pair for pair in students_of(student).items() if pair[0] != ""])
+        needed = any(lesson.needs_teacher for lesson in self._lessons.values())
+        self._teacher = teacher if needed else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        told = self._ask_teacher(batch)
+        told = None if self._teacher is None else self._teacher.observe(batch)
         inputs = mix_images(normalize(batch.images, self._mean, self._std), batch.mix)
-        logits, maps = self._run_student(model, inputs)
-        parts: dict[str, Tensor] = {}
-        weighted: list[Tensor] = []
-        if self._task_weight:
-            parts["task"] = task_loss(
-                logits,
-                batch.targets,
-                label_shares=batch.label_shares,
-                label_fraction=self._label_fraction,
-                label_smoothing=self._label_smoothing,
-            )
-            weighted.append(self._task_weight * parts["task"])
-        if self._logits is not None and told is not None:
-            parts["logits"] = kl_logits(logits, told.logits, temperature=self._logits.temperature)
-            weighted.append(self._logits.weight * parts["logits"])
-        if self._attention is not None and told is not None:
-            distances = [attention_transfer(*pair) for pair in _paired(maps, told.attention)]
-            parts["attention"] = torch.stack(distances).mean()
-            weighted.append(self._attention.weight * parts["attention"])
-        return Loss(total=torch.stack(weighted).sum(), parts=parts)
+        with ExitStack() as watching:
+            watching.enter_context(self._others)
+            for lesson in self._lessons.values():
+                watching.enter_context(lesson)
+            first: Tensor = model(inputs)
+        logits = dict(zip(self._lessons, (first, *self._others.take()), strict=True))
+        losses = {name: lesson.loss(logits[name], batch, told) for name, lesson in self._lessons.items()}
+        if len(losses) == 1:
+            return losses[""]
+        return Loss(
+            total=torch.stack([loss.total for loss in losses.values()]).sum(),
+            parts={
+                part: value for name, loss in losses.items() for part, value in _named(name, loss).items()
+            },
+        )
 
-    def _ask_teacher(self, batch: Batch) -> TeacherOutput | None:
-        needed = self._logits is not None or self._attention is not None
-        return self._teacher.observe(batch) if self._teacher is not None and needed else None
-
-    def _run_student(self, model: nn.Module, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if self._student_maps is None:
-            return model(inputs), ()
-        with self._student_maps:
-            logits: Tensor = model(inputs)
-        return logits, self._student_maps.take()
+    def follow(self, step: int) -> None:
+        """From now on it is optimizer step `step` (from 0), and weights are what they are then."""
+        self._weights.follow(step)
 
 
-def wanted_attention(losses: TeacherConfig | None) -> AttentionConfig | None:
-    """The attention loss, if there is one with a weight; its `teacher_layers` are what the teacher has to show."""
-    wanted = losses.attention if losses is not None else None
-    return wanted if wanted is not None and wanted.weight else None
+def _weights(
+    task_weight: float, task_fade: Fade | None, losses: TeacherConfig | None, steps: Steps | None
+) -> LossWeights:
+    given = {} if losses is None else losses.losses
+    of_teacher = {name: (loss.weight, loss.fade) for name, loss in given.items()}
+    return LossWeights({"task": (task_weight, task_fade), **of_teacher}, steps=steps or _no_steps)
 
 
-def _paired(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """One with one; a single one on either side is paired with each of the other."""
-    count = max(len(ours), len(theirs))
-    ours = tuple(ours) * count if len(ours) == 1 else ours
-    theirs = tuple(theirs) * count if len(theirs) == 1 else theirs
-    return list(zip(ours, theirs, strict=True))
+def _no_steps(duration: Duration) -> int:
+    raise ConfigError(f"a weight fades over '{duration}': say how many steps that is")
 
 
-def _unit_map(raw: Tensor, grid: tuple[int, int]) -> Tensor:
-    pooled = F.adaptive_avg_pool2d(raw.float().unsqueeze(1), grid)
-    return F.normalize(pooled.flatten(1), dim=1)
+def _named(name: str, loss: Loss) -> Mapping[str, Tensor]:
+    if name == "":
+        return loss.parts
+    return {f"{name}/loss": loss.total, **{f"{name}/{part}": value for part, value in loss.parts.items()}}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import nn
 
 from configs.load import load_config
 from engine.command import Command
 from engine.session import Session, open_session
 from engine.sharding.zero import build_engine
+from finetune.beside import watch_evaluation
 from finetune.config import FinetuneConfig
-from finetune.distill import DistillObjective, wanted_attention
-from finetune.teacher import Teacher, load_teacher
+from finetune.distill import DistillObjective
+from finetune.ensemble import as_one, load_teachers
+from finetune.learner import with_projections
+from finetune.teacher import Observer, Teacher
 from finetune.teacher_cache import CachedTeacher, open_teacher_cache
+from models.apprentice import Classroom, logits_of_all
 from models.build import build_from_release, build_model
 
 
@@ -19,22 +26,40 @@ def run(command: Command) -> int:
     """Trains one rank's share of the run; returns the exit code (0 finished, 75 or 130 saved and stopped)."""
     config = load_config(FinetuneConfig, command.recipe, command.overrides).config
     with open_session(command, config) as session:
-        student = _build_student(config, session)
-        teacher = _load_teacher(config, session)
-        session.examine(student, frozen=None if teacher is None else teacher.network)
-        engine = build_engine(student, config, session.world)
+        students = _build_students(config, session)
+        teachers = _load_teachers(config, session)
+        observer = _observer(config, session, teachers)
+        students = {name: with_projections(one, config, teachers) for name, one in students.items()}
+        learner = Classroom(students) if config.students else students[""]
+        asked = () if isinstance(observer, CachedTeacher) else teachers
+        session.examine(learner, forward=logits_of_all, frozen=[teacher.network for teacher in asked])
+        engine = build_engine(learner, config, session.world)
         objective = DistillObjective(
             engine.module,
             mean=config.data.mean,
             std=config.data.std,
             task_weight=config.task_weight,
+            task_fade=config.task_fade,
             label_fraction=config.data.batch_label_fraction,
             label_smoothing=config.train.label_smoothing,
-            teacher=teacher,
+            teacher=observer,
             losses=config.teacher,
+            steps=session.steps,
         )
-        outcome = session.trainer(engine, objective).fit(session.stop)
-        return session.close(engine, outcome)
+        beside = watch_evaluation(engine.module, config, teachers, session.world)
+        trainer = session.trainer(engine, objective, beside=beside, follow=objective.follow)
+        return session.close(engine, trainer.fit(session.stop), others=config.students)
+
+
+def _build_students(config: FinetuneConfig, session: Session) -> dict[str, nn.Module]:
+    """The run's own student as "", and those beside it, each with the first weights that it would have alone."""
+    students = {"": _build_student(config, session)}
+    for name, model in config.students.items():
+        torch.manual_seed(config.train.seed)
+        students[name] = _build_student(
+            config.model_copy(update={"model": model, "checkpoint": None}), session
+        )
+    return students
 
 
 def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
@@ -61,19 +86,16 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
     )
 
 
-def _load_teacher(config: FinetuneConfig, session: Session) -> Teacher | CachedTeacher | None:
-    if config.teacher is None:
-        return None
-    if config.teacher.cache is not None:
-        cached = open_teacher_cache(config, session.index)
-        session.read_beside(cached.sidecar)
-        return cached
-    attention = wanted_attention(config.teacher)
-    return load_teacher(
-        config.teacher.checkpoint,
-        num_classes=len(session.index.classes),
-        class_names=session.index.classes,
-        attention_layers=() if attention is None else attention.teacher_layers,
-        device=session.world.device,
-        precision=config.train.precision,
-    )
+def _load_teachers(config: FinetuneConfig, session: Session) -> Sequence[Teacher]:
+    """Those that are asked anything; where their answers were kept, only for the overlap in evaluation."""
+    if config.teacher is None or (config.teacher.cache is not None and config.teacher.overlap is None):
+        return ()
+    return load_teachers(config, class_names=session.index.classes, device=session.world.device)
+
+
+def _observer(config: FinetuneConfig, session: Session, teachers: Sequence[Teacher]) -> Observer | None:
+    if config.teacher is None or config.teacher.cache is None:
+        return as_one(teachers)
+    cached = open_teacher_cache(config, session.index)
+    session.read_beside(cached.sidecar)
+    return cached

@@ -35,8 +35,8 @@ from finetune.answers import AnswerFormat
 from finetune.cache_folder import claim_cache, finish_cache, missing_parts
 from finetune.cache_manifest import CacheManifest, crops_of, needed_extent, teachers_of
 from finetune.config import FinetuneConfig
-from finetune.distill import wanted_attention
-from finetune.teacher import Teacher, load_teacher
+from finetune.ensemble import Ensemble, as_one, load_teachers
+from finetune.teacher import Teacher
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -58,7 +58,8 @@ def teach(config: FinetuneConfig, out: Path, options: Options, *, world: World, 
         raise ConfigError("\n".join(config.uncacheable))
     index = open_training(config.data)
     teacher = _load_teacher(config, index, world)
-    manifest = claim_cache(out, _describe(config, index, teacher, options, command), world)
+    here = _describe(config, index, teacher, options, device=world.device, command=command)
+    manifest = claim_cache(out, here, world)
     parts = parts_of(index, passes=manifest.wanted.passes, copies=manifest.wanted.copies)
     missing = missing_parts(out, parts, world)
     if world.is_main:
@@ -78,7 +79,7 @@ class _PartWriter:
         self,
         config: FinetuneConfig,
         index: ShardIndex,
-        teacher: Teacher,
+        teacher: Teacher | Ensemble,
         manifest: CacheManifest,
         *,
         out: Path,
@@ -120,7 +121,7 @@ class _PartWriter:
         while first < length:
             batch = next(batches)
             here = slice(first, first + len(batch))
-            rows[here] = self._manifest.answers.write(self._teacher(batch.images.to(self._world.device)))
+            rows[here] = self._manifest.answers.write(self._teacher.observe(batch.to(self._world.device)))
             present[here] = batch.weights.numpy() > 0
             first += len(batch)
         return rows, present
@@ -158,40 +159,54 @@ def _command(recipe: str, overrides: Sequence[str], out: Path, options: Options)
     return shlex.join(["mirada", "teach", recipe, *overrides, "--out", str(out), *given])
 
 
-def _load_teacher(config: FinetuneConfig, index: ShardIndex, world: World) -> Teacher:
-    if config.teacher is None:
+def _load_teacher(config: FinetuneConfig, index: ShardIndex, world: World) -> Teacher | Ensemble:
+    teacher = as_one(load_teachers(config, class_names=index.classes, device=world.device))
+    if teacher is None:
         raise ConfigError("the recipe has no teacher to ask: set teacher.checkpoint")
-    return load_teacher(
-        config.teacher.checkpoint,
-        num_classes=len(index.classes),
-        class_names=index.classes,
-        attention_layers=_wanted_layers(config),
-        device=world.device,
-        precision=config.train.precision,
-    )
-
-
-def _wanted_layers(config: FinetuneConfig) -> tuple[int, ...]:
-    attention = wanted_attention(config.teacher)
-    return () if attention is None else attention.teacher_layers
+    return teacher
 
 
 def _describe(
-    config: FinetuneConfig, index: ShardIndex, teacher: Teacher, options: Options, command: str
+    config: FinetuneConfig,
+    index: ShardIndex,
+    teacher: Teacher | Ensemble,
+    options: Options,
+    *,
+    device: torch.device,
+    command: str,
 ) -> CacheManifest:
     """The manifest of a cache of which nothing is there yet; one blank image tells what an answer is made of."""
-    data = config.data
-    blank = torch.zeros(1, data.channels, data.image_size, data.image_size, dtype=torch.uint8)
-    told = teacher(blank.to(next(teacher.network.parameters()).device))
+    asked = config.teacher
     return CacheManifest(
         teachers=teachers_of(config),
         data=index.digest,
         crops=crops_of(config),
-        answers=AnswerFormat.of(told, top=options.top, layers=_wanted_layers(config), grid=options.grid),
-        how={"precision": config.train.precision, "batch_size": options.batch_size},
+        answers=AnswerFormat.of(
+            teacher.observe(_blank(config).to(device)),
+            top=options.top,
+            grid=options.grid,
+            layers=() if asked is None else asked.attention_layers,
+            depths=teacher.attention_depths,
+        ),
+        how={
+            "precision": (None if asked is None else asked.precision) or config.train.precision,
+            "batch_size": options.batch_size,
+        },
         wanted=needed_extent(config, index, epochs=options.epochs),
         taught=None,
         command=command,
+    )
+
+
+def _blank(config: FinetuneConfig) -> Batch:
+    data, number = config.data, torch.zeros(1, dtype=torch.int64)
+    return Batch(
+        images=torch.zeros(1, data.channels, data.image_size, data.image_size, dtype=torch.uint8),
+        targets=number,
+        sample_ids=number,
+        epochs=number,
+        copies=number,
+        weights=torch.ones(1),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,10 @@ from data_pipeline.batch import Batch, normalize
 from data_pipeline.mix import Mix, mix_images
 from models.attention_maps import open_attention
 from models.build import InputSpec, input_spec, label_names, load_release
+from models.depth import relative_depths
 from models.features import Features, feature_widths
+from models.map_hooks import MapHooks
+from models.vit_maps import HeadMaps
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -34,6 +37,8 @@ class TeacherOutput:
     """[B, num_classes]"""
     attention: tuple[Tensor, ...] = ()
     """[B, gh, gw] for each layer asked for, in that order; each sums to 1 over its grid."""
+    heads: tuple[Tensor, ...] = ()
+    """[B, H, gh, gw], the same head by head, where that was asked for."""
     tokens: tuple[Tensor, ...] = ()
     """[B, D, gh, gw] for each layer asked for, in that order: the features of its places."""
 
@@ -42,6 +47,17 @@ class Observer(Protocol):
     """Who answers for a batch: a teacher, several of them averaged, or a file of what one has said."""
 
     def observe(self, batch: Batch) -> TeacherOutput: ...
+
+
+@runtime_checkable
+class Located(Protocol):
+    """Who knows how deep in its network the layers are that it shows."""
+
+    @property
+    def attention_depths(self) -> tuple[float, ...]: ...
+
+    @property
+    def token_depths(self) -> tuple[float, ...]: ...
 
 
 class Teacher:
@@ -58,6 +74,7 @@ class Teacher:
         name: str = "teacher",
         attention_layers: Sequence[int] = (),
         token_layers: Sequence[int] = (),
+        by_head: bool = False,
         precision: Precision = "fp32",
     ) -> None:
         self.name = name
@@ -65,15 +82,22 @@ class Teacher:
         self._model = model.eval().requires_grad_(False)
         self.input_spec: InputSpec = input_spec(model)
         """What the network takes; images are brought to it."""
-        self._precision = precision
-        self._maps = self._tokens = None
+        self._precision: Precision = precision
+        self._by_head = by_head
+        self._maps: MapHooks | None = None
+        self._tokens: Features | None = None
         try:
-            if attention_layers:
+            if attention_layers and by_head:
+                self._maps = HeadMaps(model, attention_layers)
+            elif attention_layers:
                 self._maps = open_attention(model, attention_layers)
             if token_layers:
                 self._tokens = Features(model, token_layers)
         except ConfigError as error:
-            raise ConfigError(f"teacher {name!r}: {error}") from error
+            raise ConfigError(
+                f"teacher {name!r} cannot show what is asked of it: {error}. teacher.attention, teacher.features and "
+                "teacher.overlap ask; null asks for nothing"
+            ) from error
         if precision in _LOWER:
             _store_matrices(model, _LOWER[precision])
 
@@ -89,9 +113,11 @@ class Teacher:
                 if watched is not None:
                     hooks.enter_context(watched)
             logits = self._model(inputs).float()
+        maps = () if self._maps is None else self._maps.take()
         return TeacherOutput(
             logits=logits,
-            attention=() if self._maps is None else self._maps.take(),
+            attention=tuple(found.mean(dim=1) for found in maps) if self._by_head else maps,
+            heads=maps if self._by_head else (),
             tokens=() if self._tokens is None else tuple(found.float() for found in self._tokens.take()),
         )
 
@@ -103,6 +129,16 @@ class Teacher:
     def network(self) -> nn.Module:
         """What is called, to count its operations."""
         return self._model
+
+    @property
+    def attention_depths(self) -> tuple[float, ...]:
+        """How far through the network each layer is whose attention is asked for, 0 to 1."""
+        return () if self._maps is None else relative_depths(self._model, self._maps.names)
+
+    @property
+    def token_depths(self) -> tuple[float, ...]:
+        """The same of the layers whose tokens are asked for."""
+        return () if self._tokens is None else relative_depths(self._model, self._tokens.names)
 
     @property
     def token_widths(self) -> tuple[int, ...]:
@@ -156,6 +192,7 @@ def load_teacher(
     class_names: Sequence[str] = (),
     attention_layers: Sequence[int] = (),
     token_layers: Sequence[int] = (),
+    by_head: bool = False,
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
 ) -> Teacher:
@@ -165,6 +202,7 @@ def load_teacher(
         name=reference,
         attention_layers=attention_layers,
         token_layers=token_layers,
+        by_head=by_head,
         precision=precision,
     )
     teacher.check_classes(num_classes, class_names)

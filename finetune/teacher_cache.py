@@ -27,15 +27,11 @@ from finetune.cache_manifest import (
     teachers_of,
 )
 from finetune.config import FinetuneConfig
-from finetune.distill import wanted_attention
 from finetune.teacher import TeacherOutput
 
 
 class CachedTeacher:
     """Reads what lies beside each image of a batch; holds no network."""
-
-    network = None
-    """There is none whose operations would count."""
 
     def __init__(
         self, answers: AnswerFormat, sidecar: Sidecar, *, layers: Sequence[int] = (), temperature: float = 1.0
@@ -46,6 +42,16 @@ class CachedTeacher:
         self._answers = answers
         self._maps = tuple(answers.layers.index(layer) for layer in layers)
         self._temperature = temperature
+
+    @property
+    def attention_depths(self) -> tuple[float, ...]:
+        """How far through the teacher's network each layer is that it shows, 0 to 1."""
+        return tuple(self._answers.depths[place] for place in self._maps)
+
+    @property
+    def token_depths(self) -> tuple[float, ...]:
+        """None: tokens are not kept."""
+        return ()
 
     def observe(self, batch: Batch) -> TeacherOutput:
         """What the teacher said about these crops, on the device of the batch."""
@@ -64,8 +70,7 @@ def open_teacher_cache(config: FinetuneConfig, index: ShardIndex) -> CachedTeach
         raise ConfigError(
             f"teacher.cache: no answers in {str(folder)!r}; write them with: mirada teach RECIPE --out {folder}"
         )
-    attention = wanted_attention(config.teacher)
-    layers = () if attention is None else attention.teacher_layers
+    layers = config.teacher.attention_layers
     mistakes = [
         *_other_answers(manifest, config, index),
         *_missing_layers(manifest, layers),

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from timm.models import get_arch_name, get_pretrained_cfg
 from torch import nn
 
-import models.residual_vit  # noqa: F401  # registers our own architectures beside timm's
+import models.residual_vit  # registers our own architectures beside timm's
+import models.small_resnet  # noqa: F401
 from configs.attention import AttentionConfig
 from configs.base import ConfigError
 from configs.training import ModelConfig

@@ -28,7 +28,9 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     Matrix products and convolutions, attention among them, as torch's own counter sees them; element-wise work is not.
     The model is copied to the meta device, so nothing is computed and the original is not touched.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()
+    shapes = (
+        copy.deepcopy(model).to("meta").float().eval()
+    )  # matrices may be kept in bf16, and inputs are not
     counter = FlopCounterMode(display=False)
     # Fused kernels on the CPU have no formula in torch's counter: attention is counted as the two products it is.
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from configs.base import ConfigError
 from models.map_hooks import MapHooks, pick
 
 
@@ -44,3 +46,11 @@ def stages_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     listed: Any = getattr(model, "feature_info", None) or ()
     modules = dict(model.named_modules())
     return [(stage["module"], modules[stage["module"]]) for stage in listed if stage["module"] in modules]
+
+
+def energy_of_groups(features_BCHW: Tensor, groups: int) -> Tensor:
+    """float32 [B, groups, h, w]: the energy of as many groups of neighbouring channels, as equal as they can be."""
+    if features_BCHW.shape[1] < groups:
+        raise ConfigError(f"a stage of {features_BCHW.shape[1]} channels cannot be cut into {groups} groups")
+    parts = features_BCHW.float().square().tensor_split(groups, dim=1)
+    return torch.stack([part.mean(dim=1) for part in parts], dim=1)

@@ -53,7 +53,8 @@ class Features(MapHooks):
         grid = None if self._token_grid is None else self._token_grid.of(patches.shape[1])
         if grid is None:
             raise RuntimeError(f"{patches.shape[1]} tokens of {name} fill no grid: patch dropout is on")
-        return patches.transpose(1, 2).unflatten(2, grid)
+        features: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+        return features
 
 
 @torch.no_grad()

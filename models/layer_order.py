@@ -8,10 +8,18 @@ from timm.models import group_parameters
 from torch import nn
 
 from configs.base import ConfigError
+from models.carrier import Carrier
 
 
 def layer_order(model: nn.Module) -> dict[str, int]:
-    """Layer number of each parameter by name, 0 next to the input, as the model's own grouping has it."""
+    """Layer number of each parameter by name, 0 next to the input, as the model's own grouping has it.
+
+    Of a module that carries a network it is the network's.
+    """
+    if isinstance(model, Carrier):
+        path = model.networks[""]
+        inner = layer_order(model.get_submodule(path))
+        return {f"{path}.{name}": layer for name, layer in inner.items()}
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
         raise ConfigError(

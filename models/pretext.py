@@ -10,11 +10,12 @@ from timm.models import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
 from configs.base import ConfigError
+from models.carrier import Carrier
 
-_PREFIX = "encoder."
+_PATH = "encoder"
 
 
-class Pretext(nn.Module):
+class Pretext(Carrier):
     """A timm network without its classifier as ``encoder``, and what a task needs beside it.
 
     Called with images alone it gives the encoder's pooled features [B, D]; called with a mask, what the task predicts.
@@ -25,26 +26,17 @@ class Pretext(nn.Module):
         super().__init__()
         self.encoder: Any = _without_classifier(encoder)
 
+    @property
+    def networks(self) -> Mapping[str, str]:
+        return {"": _PATH}
+
     def no_weight_decay(self) -> set[str]:
         """The encoder's own choice, and the mask token."""
-        return {"mask_token", *(_PREFIX + name for name in self.encoder.no_weight_decay())}
+        return {"mask_token", *(f"{_PATH}.{name}" for name in self.encoder.no_weight_decay())}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it; a decoder is small and keeps its activations."""
         self.encoder.set_grad_checkpointing(enable)
-
-
-def encoder_of(module: nn.Module) -> nn.Module:
-    """The network that a recipe's `model` section describes: the encoder of a Pretext, else all of it."""
-    return module.encoder if isinstance(module, Pretext) else module
-
-
-def released_part(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """What of a trained module, and of its state dict, is released: the encoder of a Pretext, else all of it."""
-    if not isinstance(module, Pretext):
-        return module, weights
-    mine = {name[len(_PREFIX) :]: tensor for name, tensor in weights.items() if name.startswith(_PREFIX)}
-    return module.encoder, mine
 
 
 def check_plain_vit(model: nn.Module, *, task: str) -> None:

@@ -19,11 +19,16 @@ _MOST_SCORES = 1 << 22
 
 def row_of(q_BHD: Tensor, k_BHMD: Tensor, *, scale: float) -> Tensor:
     """What one query attends to, mean over heads: softmax(scale q k^T) as [B, M] float32, in O(M D) operations."""
+    return row_of_heads(q_BHD, k_BHMD, scale=scale).mean(dim=1)
+
+
+def row_of_heads(q_BHD: Tensor, k_BHMD: Tensor, *, scale: float) -> Tensor:
+    """The same head by head, [B, H, M]."""
     with _without_autocast(k_BHMD):
         q_BHD1 = q_BHD.float().unsqueeze(-1) * scale
         scores_BHM = (k_BHMD.float() @ q_BHD1).squeeze(-1)
-    row_BM: Tensor = scores_BHM.softmax(dim=-1).mean(dim=1)
-    return row_BM
+    row_BHM: Tensor = scores_BHM.softmax(dim=-1)
+    return row_BHM
 
 
 def sum_of_rows(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from models.energy_maps import stage_names
 from models.map_hooks import MapHooks, pick
-from models.row_sums import row_of, sum_of_rows
+from models.row_sums import row_of_heads, sum_of_rows
 from models.token_grid import TokenGrid
 from models.two_stage import TwoStageAttention
 
@@ -125,8 +125,19 @@ class AttentionMaps(TokenMaps):
         )
 
     def _on_keys(self, index: int, k_BHND: Tensor) -> None:
-        row_BN = row_of(self._queries.pop(index), k_BHND, scale=self._scale(index))
-        self._seen[index] = self._map(row_BN)
+        row_BHN = row_of_heads(self._queries.pop(index), k_BHND, scale=self._scale(index))
+        self._seen[index] = self._summed_up(row_BHN)
+
+    def _summed_up(self, row_BHN: Tensor) -> Tensor:
+        return self._map(row_BHN.mean(dim=1))
+
+
+class HeadMaps(AttentionMaps):
+    """The same head by head: [B, H, gh, gw], each of which sums to 1."""
+
+    def _summed_up(self, row_BHN: Tensor) -> Tensor:
+        maps: Tensor = self._map(row_BHN.flatten(0, 1)).unflatten(0, row_BHN.shape[:2])
+        return maps
 
 
 class ColumnMassMaps(TokenMaps):

@@ -33,8 +33,8 @@ class Trained:
     model: nn.Module
     forward: Forward = call_model
     """What its objective does with the model and a batch of images."""
-    frozen: nn.Module | None = None
-    """A network beside it that learns nothing."""
+    frozen: Sequence[nn.Module] = ()
+    """Networks beside it that learn nothing."""
     note: str = ""
     """What the plan leaves out."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +17,12 @@ from data_pipeline.order.plan import rank_slots
 from data_pipeline.order.reading import measure_reading
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import Shard
-from engine.planning.memory import FP32, Numbers
+from engine.planning.memory import Numbers
 from engine.planning.workload import Activations, Corpus, Request, Workload
 from engine.sharding.zero_config import BatchShape
 from engine.world import World
 from models.activation_memory import checkpointing, peak_activations
-from models.complexity import count_own_flops, count_parameters, train_flops_per_image
+from models.complexity import count_own_flops, train_flops_per_image
 from models.dry_step import Forward, call_model
 
 _SHARD_SAMPLES = 10_000
@@ -89,9 +90,9 @@ def measure_workload(
     *,
     micro_batch: int,
     forward: Forward = call_model,
-    frozen: nn.Module | None = None,
+    frozen: Sequence[nn.Module] = (),
 ) -> Workload:
-    """The numbers of a model, and of a frozen one that is called on the same images."""
+    """The numbers of a model, and of frozen ones that are called on the same images."""
     shape = (config.data.channels, config.data.image_size, config.data.image_size)
     numbers = Numbers.of(model, config.optim)
     with checkpointing(model, enabled=False):
@@ -100,15 +101,14 @@ def measure_workload(
         train_flops = train_flops_per_image(model, shape, forward=forward)
     with checkpointing(model, enabled=True) as can:
         checkpointed = _activations(model, config, shape, micro_batch, forward) if can else None
-    if frozen is not None:
-        train_flops += count_own_flops(frozen)
+    train_flops += sum(map(count_own_flops, frozen))
     return Workload(
         numbers=numbers,
         activations=activations,
         checkpointed=checkpointed,
         forward_flops=forward_flops,
         train_flops=train_flops,
-        frozen_bytes=0 if frozen is None else FP32 * count_parameters(frozen),
+        frozen_bytes=sum(weight.nbytes for network in frozen for weight in network.parameters()),
     )
 
 

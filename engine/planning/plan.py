@@ -53,7 +53,6 @@ def make_plan(config: RunConfig, workload: Workload, corpus: Corpus, request: Re
     total_flops = float(images) * workload.train_flops
     hours = wall_hours(total_flops, request)
     memory = rank_memory(config, workload, request.num_ranks)
-    checkpointed = changed(config, train={"activation_checkpointing": True})
     return Plan(
         num_ranks=request.num_ranks,
         micro_batch=micro_batch,
@@ -62,11 +61,7 @@ def make_plan(config: RunConfig, workload: Workload, corpus: Corpus, request: Re
         images=images,
         corpus=corpus,
         memory=memory,
-        memory_checkpointed=(
-            None
-            if workload.checkpointed is None
-            else rank_memory(checkpointed, workload, request.num_ranks).peak
-        ),
+        memory_checkpointed=_memory_checkpointed(config, workload, request),
         total_flops=total_flops,
         gpu_hours=None if hours is None else hours * request.num_ranks,
         hours=hours,
@@ -74,3 +69,11 @@ def make_plan(config: RunConfig, workload: Workload, corpus: Corpus, request: Re
         num_checkpoints=-(-timetable.total_steps // timetable.checkpoint_every),
         problems=find_problems(config, workload, request, memory=memory, hours=hours),
     )
+
+
+def _memory_checkpointed(config: RunConfig, workload: Workload, request: Request) -> int | None:
+    """The peak with activation checkpointing; None where the model has none."""
+    if workload.checkpointed is None:
+        return None
+    checkpointed = changed(config, train={"activation_checkpointing": True})
+    return rank_memory(checkpointed, workload, request.num_ranks).peak

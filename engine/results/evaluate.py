@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,8 @@ class Scores:
     """Mean cross entropy."""
     knn_top1: float | None = None
     """Percent of images whose label their neighbours vote for; None where the model's own classifier is scored."""
+    more: Mapping[str, float] = field(default_factory=dict)
+    """What was measured of the same passes beside it (`Beside`), by name."""
 
     @property
     def is_probe(self) -> bool:
@@ -45,14 +49,29 @@ class Scores:
         section = "val_raw" if raw else "val"
         prefix = f"{section}/probe_" if self.is_probe else f"{section}/"
         named = {f"{prefix}{name}": getattr(self, name) for name in ("top1", "top5", "ece", "loss")}
+        named |= {f"{section}/{name}": value for name, value in self.more.items()}
         return named if self.knn_top1 is None else {**named, f"{section}/knn_top1": self.knn_top1}
 
     def __str__(self) -> str:
         of_features = f"kNN top-1 {self.knn_top1:.2f} %  linear probe: " if self.knn_top1 is not None else ""
+        beside = "".join(f"  {name} {value:.4g}" for name, value in self.more.items())
         return (
             f"{of_features}top-1 {self.top1:.2f} %  top-5 {self.top5:.2f} %  "
-            f"calibration error {self.ece:.4f}  loss {self.loss:.4f}"
+            f"calibration error {self.ece:.4f}  loss {self.loss:.4f}{beside}"
         )
+
+
+class Beside(Protocol):
+    """What is measured of the same forward passes beside the scores."""
+
+    def begin(self) -> None:
+        """An evaluation begins; what was watched of one that was broken off does not count."""
+
+    def watch(self, batch: Batch) -> AbstractContextManager[object]:
+        """Around the forward of a batch on its device."""
+
+    def values(self) -> Mapping[str, float]:
+        """Of all that was watched on all ranks, by name; all ranks together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +85,23 @@ class Evaluator:
     world: World
     scores_raw: bool = True
     """Whether a trainer scores the weights themselves too, where it is their average that is released."""
+    beside: Beside | None = None
+    scores_start: bool = False
+    """Whether a trainer scores the model before its first step too."""
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Scores:
         """Scores of the model as it is given (in evaluation mode); all ranks together."""
         tally = Tally(self.world)
+        if self.beside is not None:
+            self.beside.begin()
         for batch in self.batches:
             batch = batch.to(self.world.device)
-            tally.add(model(normalize(batch.images, self.mean, self.std)).float(), batch)
-        return tally.scores()
+            with nullcontext() if self.beside is None else self.beside.watch(batch):
+                logits = model(normalize(batch.images, self.mean, self.std))
+            tally.add(logits.float(), batch)
+        scores = tally.scores()
+        return scores if self.beside is None else replace(scores, more=self.beside.values())
 
 
 class Tally:

@@ -35,6 +35,8 @@ from engine.sharding.universal import (
 from engine.sharding.zero_config import deepspeed_config
 from engine.survival.preempt import Stopped
 from engine.world import World
+from models.apprentice import students_of
+from models.carrier import main_network
 
 _TAG = "deepspeed"
 
@@ -55,7 +57,7 @@ def build_engine(model: nn.Module, config: RunConfig, world: World) -> Engine:
     deepspeed = _import_deepspeed(world)
     model = model.to(world.device)
     if config.train.activation_checkpointing:
-        _checkpoint_activations(model, config.model.name)
+        _checkpoint_activations(main_network(model), config.model.name)
     optimizer = build_optimizer(model, config.optim, muon=_import_muon)
     deepspeed.init_distributed(dist_backend=_backend(world), auto_mpi_discovery=False, verbose=False)
     wrapped, *_ = deepspeed.initialize(
@@ -237,19 +239,25 @@ class Engine:
 
     def _guard_whole_gradients(self) -> None:
         """Clips, and makes AdamW skip on the device what is not finite: DeepSpeed does neither safely at stage 0."""
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self._loss_scale is not None:
-            torch._foreach_mul_(gradients, 1 / self._loss_scale.factor)
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if self._clip_grad is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_grad, norm, foreach=True)
+        norms = [self._clip(part) for part in students_of(self.module).values()]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         found = (~torch.isfinite(norm)).float()
         # Fused AdamW has the hook that GradScaler uses: with found_inf set to 1 the step leaves everything as it was.
         optimizer = self._wrapped.optimizer
         optimizer.grad_scale, optimizer.found_inf = None, found
         self._skips.count(found)
         self._grad_norm = norm
+
+    def _clip(self, part: nn.Module) -> Tensor:
+        """Takes the loss scale off the gradients of a part, clips them, and gives the norm that they had."""
+        parameters = [p for p in part.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self._loss_scale is not None:
+            torch._foreach_mul_(gradients, 1 / self._loss_scale.factor)
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self._clip_grad is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_grad, norm, foreach=True)
+        return norm
 
     def _take_over_scaling(self) -> None:
         """Puts our loss scale in the place of DeepSpeed's scaler for autocast in fp16 (see LossScale)."""

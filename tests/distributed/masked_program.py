@@ -18,7 +18,7 @@ from engine.results.labelled_sample import LabelledSample
 from engine.results.probe import FeatureEvaluator
 from engine.sharding.zero import Engine, build_engine
 from engine.world import World, close_world, init_world
-from models.pretext import released_part
+from models.carrier import released_parts
 from tests.support.masked import CHANNELS, MEAN, SIZE, STD, tiny_batch, tiny_task
 from tests.support.tiny_run import GLOBAL_BATCH, tiny_config
 
@@ -86,7 +86,7 @@ def main() -> None:
             with engine.evaluation() as model:
                 scores[f"{task}, stage {stage}"] = asdict(evaluator(world).scores(model))
             train(engine, objective)
-            released, weights = released_part(engine.module, engine.release_weights())
+            released, weights = released_parts(engine.module, engine.release_weights())[""]
             if world.is_main:
                 assert weights.keys() == released.state_dict().keys()
         engine, objective = build(task, world, stage=2, precision="bf16", ema=None)

@@ -14,8 +14,8 @@ from torch import Tensor
 from configs.base import ConfigError
 from data_pipeline.sidecar import write_records
 from finetune.answers import AnswerFormat
-from finetune.distill import attention_transfer
 from finetune.teacher import TeacherOutput
+from models.distill_losses import attention_transfer
 
 
 def telling(

@@ -5,60 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.base import ConfigError
+from configs.base import ConfigError, Duration
 from configs.data import AugmentConfig
+from configs.fade import Fade
 from data_pipeline.batch import Batch
 from data_pipeline.mix import draw_mix, mix_images
 from engine.objective import Loss, Objective
-from finetune.config import AttentionConfig, LogitsConfig, TeacherConfig
-from finetune.distill import DistillObjective, attention_transfer, kl_logits
-from finetune.teacher import Teacher
+from finetune.config import AttentionConfig, FeaturesConfig, LogitsConfig, TeacherConfig
+from finetune.distill import DistillObjective
+from models.apprentice import Apprentice, Classroom
+from models.distill_losses import attention_transfer
+from models.features import Features
+from tests.support.distilling import STATS, make_batch, make_student, make_teacher
 
-STATS = {"mean": (0.5,), "std": (0.25,)}
 LOSSES = TeacherConfig(
     checkpoint="teacher", logits=LogitsConfig(weight=0.5), attention=AttentionConfig(weight=20.0)
 )
-
-
-def make_student() -> nn.Module:
-    torch.manual_seed(1)
-    model: nn.Module = timm.create_model(
-        "nf_seresnet26",
-        in_chans=1,
-        num_classes=4,
-        depths=(1, 1),
-        channels=(16, 32),
-        stem_type="3x3",
-        stem_chs=8,
-    )
-    return model
-
-
-def make_teacher() -> Teacher:
-    torch.manual_seed(2)
-    stats = {"input_size": (1, 28, 28), "mean": (0.5,), "std": (0.25,)}
-    args = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 4}
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=28, in_chans=1, pretrained_cfg_overlay=stats, **args
-    )
-    return Teacher(model, attention_layers=(-1,))
-
-
-def make_batch(size: int = 8, seed: int = 0) -> Batch:
-    g = torch.Generator().manual_seed(seed)
-    return Batch(
-        images=torch.randint(0, 256, (size, 1, 28, 28), dtype=torch.uint8, generator=g),
-        targets=torch.randint(-1, 4, (size,), generator=g),
-        sample_ids=torch.arange(size),
-        epochs=torch.zeros(size, dtype=torch.int64),
-        copies=torch.zeros(size, dtype=torch.int64),
-        weights=torch.ones(size),
-    )
 
 
 def objective(student: nn.Module, **changes: object) -> DistillObjective:
@@ -70,44 +35,6 @@ def objective(student: nn.Module, **changes: object) -> DistillObjective:
         **changes,
     }
     return DistillObjective(student, **arguments)  # type: ignore[arg-type]
-
-
-def test_kl_is_the_sum_of_its_definition() -> None:
-    student, teacher, t = torch.randn(5, 4).double(), torch.randn(5, 4).double(), 3.0
-    p, q = (teacher / t).softmax(1), (student / t).softmax(1)
-    expected = (p * (p.log() - q.log())).sum() / 5 * t * t
-    torch.testing.assert_close(
-        kl_logits(student, teacher, temperature=t).double(), expected, rtol=1e-5, atol=1e-6
-    )
-    assert kl_logits(teacher, teacher, temperature=t) == 0
-
-
-def test_attention_transfer_is_the_authors_formula_on_equal_grids() -> None:
-    a, b = torch.rand(3, 7, 7), torch.rand(3, 7, 7)
-    expected = (F.normalize(a.view(3, -1)) - F.normalize(b.view(3, -1))).pow(2).mean()
-    torch.testing.assert_close(attention_transfer(a, b), expected)
-
-
-def test_attention_transfer_does_not_see_scale_and_is_zero_for_equal_maps() -> None:
-    a, b = torch.rand(2, 7, 7), torch.rand(2, 7, 7)
-    torch.testing.assert_close(attention_transfer(30 * a, b / 5), attention_transfer(a, b))
-    torch.testing.assert_close(attention_transfer(a, 3 * a), torch.tensor(0.0))
-    assert attention_transfer(torch.zeros(2, 7, 7), b).isfinite()
-
-
-@pytest.mark.parametrize(("fine", "coarse"), [((14, 14), (7, 7)), ((8, 6), (4, 2)), ((5, 5), (5, 5))])
-def test_the_finer_map_is_pooled_to_the_coarser_grid_whichever_side_it_is_on(
-    fine: tuple[int, int], coarse: tuple[int, int]
-) -> None:
-    a, b = torch.rand(2, *fine), torch.rand(2, *coarse)
-    ratio = (fine[0] // coarse[0], fine[1] // coarse[1])
-    pooled = F.avg_pool2d(a.unsqueeze(1), ratio).squeeze(1)
-    torch.testing.assert_close(attention_transfer(a, b), attention_transfer(pooled, b))
-    torch.testing.assert_close(attention_transfer(b, a), attention_transfer(b, pooled))
-
-
-def test_grids_of_which_neither_is_finer_meet_at_the_smaller_sides() -> None:
-    assert attention_transfer(torch.rand(2, 7, 4), torch.rand(2, 3, 9)).ndim == 0
 
 
 def test_the_total_is_the_weighted_sum_of_its_parts() -> None:
@@ -207,3 +134,126 @@ def test_a_student_learns_its_teachers_outputs_and_maps_without_any_label() -> N
         history.append({name: part.item() for name, part in loss.parts.items()})
     assert history[-1]["logits"] < 0.7 * history[0]["logits"]
     assert history[-1]["attention"] < 0.7 * history[0]["attention"]
+
+
+def test_layers_and_stages_are_compared_pair_by_pair() -> None:
+    student, batch = make_student(), make_batch()
+
+    def attention(layers: tuple[int, ...], stages: tuple[int, ...]) -> Tensor:
+        wanted = AttentionConfig(teacher_layers=layers, student_stages=stages)
+        losses = LOSSES.model_copy(update={"attention": wanted})
+        goal = objective(student, losses=losses, teacher=make_teacher(layers))
+        return goal(student, batch).parts["attention"]
+
+    pairs = (attention((0,), (1,)) + attention((1,), (2,))) / 2
+    torch.testing.assert_close(attention((0, 1), (1, 2)), pairs)
+    crossed = (attention((0,), (2,)) + attention((1,), (2,))) / 2
+    torch.testing.assert_close(attention((0, 1), (2,)), crossed)
+    assert not torch.allclose(pairs, crossed)
+
+
+def test_matched_stages_are_those_at_the_depth_of_the_layers() -> None:
+    student, batch = make_student(), make_batch()
+    # Of 16 layers with weights 5 and 11 have come by the end of the teacher's attention, 1, 8 and 15 in the student.
+    found = []
+    for stages in ("matched", (1, 1)):
+        wanted = AttentionConfig(teacher_layers=(0, 1), student_stages=stages)
+        losses = LOSSES.model_copy(update={"attention": wanted})
+        goal = objective(student, losses=losses, teacher=make_teacher((0, 1)))
+        found.append(goal(student, batch).parts["attention"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_another_distance_and_other_logits_are_what_the_config_says() -> None:
+    student, batch = make_student(), make_batch()
+    other = TeacherConfig(
+        checkpoint="t",
+        logits=LogitsConfig(loss="dist", temperature=1.0),
+        attention=AttentionConfig(distance="kl", weight=1.0),
+    )
+    ours = objective(student)(student, batch).parts
+    theirs = objective(student, losses=other)(student, batch).parts
+    assert ours.keys() == theirs.keys()
+    assert ours["task"] == theirs["task"]
+    assert ours["logits"] != theirs["logits"] and ours["attention"] != theirs["attention"]
+
+
+def test_features_train_projections_that_the_student_is_released_without() -> None:
+    student, batch = make_student(), make_batch()
+    losses = TeacherConfig(checkpoint="t", logits=None, attention=None, features=FeaturesConfig(weight=3.0))
+    apprentice = Apprentice(student, (-2,), widths=[(16, 24)])
+    goal = objective(apprentice, losses=losses, teacher=make_teacher((), (-1,)))
+    loss = goal(apprentice, batch)
+    torch.testing.assert_close(loss.total, loss.parts["task"] + 3.0 * loss.parts["features"])
+    loss.total.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in apprentice.projections.parameters())
+
+
+def test_a_weight_that_fades_is_a_function_of_the_step_alone() -> None:
+    student, batch = make_student(), make_batch()
+    fade = Fade(to=0.0, over=Duration(10, "steps"), shape="linear")
+    losses = LOSSES.model_copy(update={"attention": None, "logits": LogitsConfig(weight=2.0, fade=fade)})
+    goal = objective(student, losses=losses, steps=lambda duration: round(duration.amount))
+    for step, weight in ((0, 2.0), (5, 1.0), (10, 0.0), (11, 0.0), (5, 1.0)):
+        goal.follow(step)
+        loss = goal(student, batch)
+        torch.testing.assert_close(loss.total, loss.parts["task"] + weight * loss.parts["logits"])
+
+
+def test_a_map_of_a_single_place_is_refused() -> None:
+    student = make_student()
+    losses = LOSSES.model_copy(update={"attention": AttentionConfig(student_stages=(-1,))})
+    one_place = make_teacher(patch_size=28)
+    with pytest.raises(
+        ConfigError, match=r"a map of 4 x 4 of the student .* with one of 1 x 1 of the teacher"
+    ):
+        objective(student, losses=losses, teacher=one_place)(student, make_batch())
+
+
+def test_each_of_several_students_learns_as_it_would_alone_from_one_pass_of_the_teacher() -> None:
+    batch, teacher, calls = make_batch(), make_teacher((-1,), (-1,)), []
+    teacher.network.register_forward_hook(lambda *_: calls.append(1))
+    losses = LOSSES.model_copy(update={"features": FeaturesConfig(weight=2.0)})
+
+    def apprentice(scale: float) -> Apprentice:
+        student = make_student()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(scale)
+        torch.manual_seed(5)
+        return Apprentice(student, (-2,), widths=[(16, 24)])
+
+    room = Classroom({"": apprentice(1.0), "b": apprentice(0.9), "c": apprentice(1.1)})
+    together = objective(room, teacher=teacher, losses=losses)(room, batch)
+    together.total.backward()
+    assert len(calls) == 1
+    total = torch.zeros(())
+    for name, scale, student in zip(("", "b/", "c/"), (1.0, 0.9, 1.1), room.students, strict=True):
+        alone = apprentice(scale)
+        loss = objective(alone, teacher=teacher, losses=losses)(alone, batch)
+        loss.total.backward()
+        total = total + loss.total.detach()
+        for part, value in loss.parts.items():
+            torch.testing.assert_close(together.parts[f"{name}{part}"], value, rtol=1e-6, atol=0)
+        if name:
+            torch.testing.assert_close(together.parts[f"{name}loss"], loss.total, rtol=1e-6, atol=0)
+        for ours, theirs in zip(student.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(together.total, total)
+
+
+def test_heads_are_compared_each_with_its_group_of_channels() -> None:
+    student, batch, teacher = make_student(), make_batch(), make_teacher(by_head=True)
+    losses = LOSSES.model_copy(update={"attention": AttentionConfig(heads="matched")})
+    found = objective(student, losses=losses, teacher=teacher)(student, batch).parts["attention"]
+    told = teacher.observe(batch)
+    (heads,) = told.heads
+    assert heads.shape == (8, 3, 7, 7)
+    torch.testing.assert_close(heads.sum(dim=(2, 3)), torch.ones(8, 3))
+    with Features(student, (-2,)) as features:
+        student(batch.images / 255 / 0.25 - 0.5 / 0.25)
+    groups = features.take()[0].square().tensor_split(3, dim=1)
+    distances = [attention_transfer(group.mean(dim=1), heads[:, i]) for i, group in enumerate(groups)]
+    torch.testing.assert_close(found, torch.stack(distances).mean())
+    with pytest.raises(ConfigError, match=r"shows no heads, only their mean; set it to mean"):
+        objective(student, losses=losses)(student, batch)

@@ -84,7 +84,7 @@ def test_bf16_is_autocast_with_float32_answers() -> None:
     model, images = make_model(), make_images(3)
     told = Teacher(model, attention_layers=(-1,), precision="bf16")(images)
     assert told.logits.dtype == told.attention[0].dtype == torch.float32
-    torch.testing.assert_close(told.logits, Teacher(model)(images).logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(told.logits, Teacher(make_model())(images).logits, rtol=0.05, atol=0.05)
 
 
 def test_a_teacher_is_loaded_from_a_run_folder_and_checked(tmp_path: Path) -> None:
@@ -108,3 +108,70 @@ def test_a_teacher_without_attention_is_refused_when_maps_are_asked_for() -> Non
     cnn = timm.create_model("resnet10t", num_classes=4)
     with pytest.raises(ConfigError, match="ResNet has no attention row to show"):
         Teacher(cnn, attention_layers=(-1,))
+
+
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"teacher 'big' cannot show .* a map of 7 is asked for, but the model has attention in layers "
+        r"0 \(blocks.0.attn\), 1 \(blocks.1.attn\); negative numbers count from the last. teacher.attention",
+    ):
+        Teacher(make_model(), name="big", attention_layers=(7,))
+    with pytest.raises(ConfigError, match=r"the model has features in stages 0 \(blocks.0\), 1 \(blocks.1\)"):
+        Teacher(make_model(), token_layers=(2,))
+
+
+def test_tokens_are_features_of_places_beside_the_maps() -> None:
+    teacher = Teacher(make_model(), attention_layers=(0,), token_layers=(-1, 0))
+    told = teacher(make_images(3))
+    assert [found.shape for found in told.tokens] == [(3, 24, 4, 4)] * 2
+    assert teacher.token_widths == (24, 24) and len(told.attention) == 1
+    assert not any(found.requires_grad for found in (*told.tokens, *told.attention))
+    assert not any(module._forward_hooks for module in teacher.network.modules())
+
+
+def test_a_teacher_knows_how_deep_its_layers_are() -> None:
+    teacher = Teacher(make_model(), attention_layers=(-1, 0), token_layers=(0,))
+    last, first = teacher.attention_depths
+    assert 0 < first < teacher.token_depths[0] < last < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 28, **ARGS}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 32, "window_size": 4, "embed_dim": 24, "num_classes": 4},
+        ),
+        (
+            "residual_vit",
+            {"stem_channels": (8, 24), "depth": 1, "num_heads": 2, "num_classes": 4, "img_size": 28},
+        ),
+    ],
+)
+def test_low_precision_halves_the_memory_of_matrices_and_keeps_the_answers(
+    name: str, args: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    size = args["img_size"]
+    model = timm.create_model(name, pretrained_cfg_overlay={"input_size": (3, size, size)}, **args)
+    images = make_images(3, size=size)
+    exact = Teacher(model, attention_layers=(-1,), token_layers=(-1,))(images)
+    matrices = sum(p.nbytes for p in model.parameters() if p.ndim > 1)
+    told = Teacher(model, attention_layers=(-1,), token_layers=(-1,), precision="bf16")(images)
+    assert sum(p.nbytes for p in model.parameters() if p.ndim > 1) == matrices / 2
+    assert {p.dtype for p in model.parameters() if p.ndim < 2} == {torch.float32}
+    for ours, theirs in ((told.logits, exact.logits), (told.attention[0], exact.attention[0])):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05 * float(theirs.abs().max()))
+
+
+def test_a_teacher_can_be_asked_for_other_maps() -> None:
+    teacher, images = Teacher(make_model(), attention_layers=(0,)), make_images(3)
+    other = teacher.showing(attention_layers=(1,))
+    assert other.network is teacher.network
+    assert torch.equal(
+        other(images).attention[0], Teacher(make_model(), attention_layers=(1,))(images).attention[0]
+    )
+    assert not torch.equal(other(images).attention[0], teacher(images).attention[0])

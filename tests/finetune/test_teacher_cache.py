@@ -18,6 +18,7 @@ from data_pipeline.loader import ShardLoader
 from engine.objective import Loss
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective
+from finetune.ensemble import as_one, load_teachers
 from finetune.teacher import Observer, load_teacher
 from finetune.teacher_cache import open_teacher_cache
 from models.build import build_model
@@ -62,13 +63,29 @@ def loader_of(config: FinetuneConfig, index: ShardIndex, **more: int) -> ShardLo
     return ShardLoader(index, config.data, global_batch=train.global_batch, seed=train.seed, **more)
 
 
-def test_losses_are_those_of_the_live_teacher_to_the_precision_of_float16(folder: Path) -> None:
-    config, index = cached(folder), open_index(str(folder / "data"))
-    teacher = load_teacher(str(folder / "teacher"), num_classes=10, attention_layers=(-1,))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"teacher__ensemble": True},
+        {"teacher__attention": {"student_stages": "matched", "teacher_layers": [0, 1]}},
+        {"teacher__logits": {"loss": "dist"}, "teacher__attention": {"distance": "kl", "weight": 1.0}},
+    ],
+    ids=["one", "ensemble", "matched", "other losses"],
+)
+def test_losses_are_those_of_the_live_teacher_to_the_precision_of_float16(
+    folder: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    if "teacher__ensemble" in change:
+        change = {"teacher__ensemble": [str(make_release(tmp_path / "other", seed=1))]}
+    out = write_cache(made(folder, **change), tmp_path / "cache", grid=99)
+    config, index = made(folder, teacher__cache=str(out), **change), open_index(str(folder / "data"))
     replay = open_teacher_cache(config, index)
     loader = loader_of(config, index)
     loader.read_beside(replay.sidecar)
     read = losses(config, replay, loader, 8)
+    teacher = as_one(load_teachers(config, class_names=index.classes, device="cpu"))
+    assert teacher is not None
     live = losses(config, teacher, loader_of(config, index), 8)
     for ours, theirs in zip(read, live, strict=True):
         assert ours.parts["task"] == theirs.parts["task"]
@@ -236,9 +253,11 @@ def test_no_cache_at_all_and_one_without_sense_are_messages(folder: Path, tmp_pa
             {"data__progressive": [{"until": "40 %", "image_size": 14}]},
             "how large a crop is depends on the step",
         ),
+        ({"teacher__features": {}}, "tokens would take a thousand times as much as an answer"),
+        ({"teacher__attention": {"heads": "matched"}}, "maps are kept as means over heads"),
     ],
 )
-def test_what_depends_on_the_batch_or_the_step_is_refused(
+def test_what_depends_on_the_batch_or_the_step_or_is_too_much_is_refused(
     folder: Path, change: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=r"teacher.cache cannot be used with") as error:

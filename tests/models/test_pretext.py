@@ -9,7 +9,8 @@ import timm
 import torch
 
 from models.build import build_from_release, load_release
-from models.pretext import Pretext, released_part
+from models.carrier import released_parts
+from models.pretext import Pretext
 from models.release import save_for_timm
 from tests.support.masked import CHANNELS, MEAN, SIZE, STD, TASKS, tiny_batch, tiny_encoder, tiny_task
 
@@ -17,7 +18,7 @@ from tests.support.masked import CHANNELS, MEAN, SIZE, STD, TASKS, tiny_batch, t
 def release(name: str, folder: Path) -> Pretext:
     model, _ = tiny_task(name)
     assert isinstance(model, Pretext)
-    encoder, weights = released_part(model, model.state_dict())
+    encoder, weights = released_parts(model, model.state_dict())[""]
     save_for_timm(encoder, weights, folder, input_size=(CHANNELS, SIZE, SIZE), mean=MEAN, std=STD, classes=())
     return model
 
@@ -26,7 +27,7 @@ def release(name: str, folder: Path) -> Pretext:
 def test_the_encoder_has_the_names_that_timm_gives_it(name: str) -> None:
     model, _ = tiny_task(name)
     plain = tiny_encoder(TASKS[name][0]).state_dict()
-    encoder, weights = released_part(model, model.state_dict())
+    encoder, weights = released_parts(model, model.state_dict())[""]
     without_head = {key: tensor.shape for key, tensor in plain.items() if not key.startswith("head.")}
     assert {key: tensor.shape for key, tensor in weights.items()} == without_head
     assert encoder.state_dict().keys() == weights.keys()
@@ -61,7 +62,7 @@ def test_it_is_fine_tuned_at_another_image_size(name: str, tmp_path: Path) -> No
 def test_a_classifier_is_released_whole() -> None:
     model = tiny_encoder()
     weights = model.state_dict()
-    assert released_part(model, weights) == (model, weights)
+    assert released_parts(model, weights) == {"": (model, weights)}
 
 
 @pytest.mark.parametrize("name", TASKS)

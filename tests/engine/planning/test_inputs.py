@@ -64,7 +64,7 @@ def test_a_corpus_smaller_than_a_batch_is_refused() -> None:
 def test_a_frozen_network_adds_its_weights_and_its_forward() -> None:
     model, teacher = tiny_model(), tiny_model(depth=3).requires_grad_(False)
     alone = measure_workload(model, config(), micro_batch=8)
-    taught = measure_workload(model, config(), micro_batch=8, frozen=teacher)
+    taught = measure_workload(model, config(), micro_batch=8, frozen=[teacher])
     assert alone.forward_flops == count_flops(model, (3, 32, 32))
     assert taught.train_flops - alone.train_flops == count_flops(teacher, (3, 32, 32))
     assert taught.frozen_bytes == 4 * count_parameters(teacher)

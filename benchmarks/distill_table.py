@@ -1,0 +1,130 @@
+"""The table of benchmarks/distill.py: means, 95 % intervals, errors saved and costs, from the files of single runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from benchmarks.result_file import write_result_file
+from configs.base import ConfigError
+
+TITLES = {
+    "none": "no teacher",
+    "logits": "logits",
+    "attention": "attention",
+    "both": "logits + attention",
+    "features": "logits + attention + features",
+}
+COLUMNS = {
+    "fraction": ["labels", ".0%"],
+    "name": ["losses", "s"],
+    "runs": ["seeds", "d"],
+    "top1": ["top-1, %", ".2f"],
+    "interval": ["95 % interval, +-", ".2f"],
+    "saved": ["errors saved, %", ".1f"],
+    "saved_interval": ["+-", ".1f"],
+    "correlation": ["map correlation, before -> after", "s"],
+    "pointing": ["map pointing, before -> after", "s"],
+    "cost": ["time of a step", ".2f"],
+}
+
+Runs = Sequence[Mapping[str, Any]]
+
+
+def write_table(folder: Path, out: Path) -> None:
+    """Reads what `run` left in `folder` and writes the result file that docs show."""
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not runs:
+        raise ConfigError(f"{str(folder)!r} holds no result: python -m benchmarks.distill run makes them")
+    write_result_file(
+        out,
+        columns=COLUMNS,
+        rows=table_rows(runs),
+        note=_note(runs),
+        machine=runs[0]["machine"],
+        versions=runs[0]["versions"],
+    )
+
+
+def table_rows(runs: Runs) -> list[dict[str, Any]]:
+    """A row for each fraction and choice of losses; errors saved are of the run of the same seed without teacher."""
+    rows = []
+    for fraction in sorted({run["fraction"] for run in runs}, reverse=True):
+        for name in TITLES:
+            found = _chosen(runs, fraction, name)
+            if found:
+                rows.append(_row(found, _chosen(runs, fraction, "none")))
+    return rows
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean (Student's t); None of a single value."""
+    if len(values) < 2:
+        return None
+    quantile = float(student_t.ppf(0.975, len(values) - 1))
+    return quantile * stdev(values) / len(values) ** 0.5
+
+
+def errors_saved(runs: Runs, baseline: Runs) -> list[float]:
+    """Percent of the errors without a teacher that a run does not make, seed by seed where both are there."""
+    without = {run["seed"]: 100.0 - run["top1"] for run in baseline}
+    return [
+        100.0 * (1.0 - (100.0 - run["top1"]) / without[run["seed"]])
+        for run in runs
+        if without.get(run["seed"])
+    ]
+
+
+def _chosen(runs: Runs, fraction: float, name: str) -> Runs:
+    return [run for run in runs if run["fraction"] == fraction and run["row"] == name]
+
+
+def _row(found: Runs, baseline: Runs) -> dict[str, Any]:
+    top1 = [run["top1"] for run in found]
+    is_baseline = found[0]["row"] == "none"
+    saved = [] if is_baseline else errors_saved(found, baseline)
+    return {
+        "fraction": found[0]["fraction"],
+        "name": TITLES[found[0]["row"]],
+        "runs": len(found),
+        "top1": fmean(top1),
+        "interval": half_interval(top1),
+        "saved": fmean(saved) if saved else None,
+        "saved_interval": half_interval(saved),
+        "correlation": _before_after(found, "correlation"),
+        "pointing": _before_after(found, "pointing"),
+        "cost": _cost(found, baseline),
+    }
+
+
+def _before_after(found: Runs, name: str) -> str | None:
+    keys = (f"{name}_before", f"{name}_after")
+    if any(key not in run for run in found for key in keys):
+        return None
+    before, after = (fmean(run[key] for run in found) for key in keys)
+    return f"{before:.2f} -> {after:.2f}"
+
+
+def _cost(found: Runs, baseline: Runs) -> float | None:
+    """Seconds of a step over those without a teacher."""
+    if not baseline:
+        return None
+    return fmean(run["step_s"] for run in found) / fmean(run["step_s"] for run in baseline)
+
+
+def _note(runs: Runs) -> str:
+    images, steps = sorted({run["num_images"] for run in runs}), sorted({run["steps"] for run in runs})
+    return (
+        f"{_listed(images)} test images, each once; {_listed(steps)} steps; {runs[0]['parameters']:,} parameters. "
+        "Intervals are of the mean over seeds (Student's t); errors saved are relative to the run of the same seed "
+        "without a teacher; the time of a step is relative to that without a teacher."
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " or ".join(f"{number:,}" for number in numbers)
