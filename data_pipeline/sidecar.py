@@ -69,15 +69,17 @@ class Sidecar:
     def read(self, sample_ids: Ints, passes: Ints, copies: Ints, out: NDArray[np.uint8]) -> None:
         """Puts the record of each image into `out` [n, record_size]; DataError naming the file where one is missing."""
         shards, rows = self._index.locate(sample_ids)
-        asked = np.stack([varied_as(self._augment, passes), copies, shards], axis=1)
-        parts, which = np.unique(asked, axis=0, return_inverse=True)
-        for number, part in enumerate(map(Part._make, parts.tolist())):
-            here = np.flatnonzero(which.reshape(-1) == number)
+        varied = varied_as(self._augment, passes)
+        keys = (varied * (copies.max(initial=0) + 1) + copies) * len(self._index.shards) + shards
+        _, places, which = np.unique(keys, return_index=True, return_inverse=True)
+        parts = [Part(*map(int, (varied[place], copies[place], shards[place]))) for place in places]
+        for number, part in enumerate(parts):
+            here = np.flatnonzero(which == number)
             out[here] = self._rows(part)[rows[here]]
         wrong = np.flatnonzero(_checksums(out) != out[:, :_CHECK_BYTES].copy().view("<u4")[:, 0])
         if len(wrong):
             place = int(wrong[0])
-            raise self._fault(Part._make(asked[place].tolist()), int(rows[place]), out[place])
+            raise self._fault(parts[int(which[place])], int(rows[place]), out[place])
 
     def _rows(self, part: Part) -> NDArray[np.uint8]:
         path = part.path(self._folder)
