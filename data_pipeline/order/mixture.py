@@ -111,9 +111,9 @@ class Mixture:
             for count, streams in zip(counts.tolist(), self._streams, strict=True)
         )
 
-    def passes_begun(self, flat_step: int) -> tuple[int, ...]:
-        """How many passes over each corpus so many batches were read from: by the stream that is furthest."""
-        furthest = self._counts(slice(None), np.array([flat_step * self._per_stream])).max(axis=(1, 2))
+    def passes_begun(self, num_slots: int) -> tuple[int, ...]:
+        """How many passes over each corpus the first so many slots of every stream are from."""
+        furthest = self._counts(slice(None), np.array([num_slots])).max(axis=(1, 2))
         return tuple(
             -(-count // streams.stream_length)
             for count, streams in zip(furthest.tolist(), self._streams, strict=True)

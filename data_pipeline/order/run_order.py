@@ -96,7 +96,7 @@ class RunOrder:
 
     def passes_begun(self, num_epochs: int) -> tuple[int, ...]:
         """How many passes over each corpus so many epochs read from, in the order of the index."""
-        return self._plan.passes_begun(self._repeats.steps_begun(num_epochs * self.batches_per_epoch))
+        return self._plan.passes_begun(self._repeats.samples_begun(num_epochs * self.batches_per_epoch))
 
 
 def _make_plan(
