@@ -4,7 +4,8 @@ python -m benchmarks.distill run --teacher RELEASE [--rows R ...] [--fractions F
 python -m benchmarks.distill table
 
 `run` trains and evaluates, by `mirada finetune` and `mirada evaluate`, what has no file in benchmarks/results/distill
-yet: it may be stopped and started at any time, and twice at once with other rows or seeds. `table` makes
+yet: it may be stopped and started at any time, and twice at once with other rows or seeds (then with --set
+train.ranks=1, or the two share the cores of one run). `table` makes
 benchmarks/results/distill.json from those files.
 
 Rows: no teacher; logits; attention; both; both and features. All have the same student, steps and augmentation. The
@@ -78,6 +79,7 @@ class Job:
             f"data.label_fraction={self.fraction:g}",
             f"data.unlabelled={'drop' if self.row == 'none' else 'keep'}",
             f"train.seed={self.seed}",
+            "tracking.uri=off",
             *ROWS[self.row],
             *self.settings,
         ]

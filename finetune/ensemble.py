@@ -37,11 +37,6 @@ class Ensemble:
         """How far through the first network each layer is whose attention is asked for, 0 to 1."""
         return self._teachers[0].attention_depths
 
-    @property
-    def token_depths(self) -> tuple[float, ...]:
-        """None: tokens of several networks have no mean."""
-        return ()
-
 
 def load_teachers(
     config: FinetuneConfig, *, class_names: Sequence[str], device: torch.device | str

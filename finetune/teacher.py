@@ -51,13 +51,10 @@ class Observer(Protocol):
 
 @runtime_checkable
 class Located(Protocol):
-    """Who knows how deep in its network the layers are that it shows."""
+    """Who knows how deep in its network the layers are whose attention it shows."""
 
     @property
     def attention_depths(self) -> tuple[float, ...]: ...
-
-    @property
-    def token_depths(self) -> tuple[float, ...]: ...
 
 
 class Teacher:
