@@ -124,6 +124,11 @@ class TeacherConfig(Section):
     overlap: OverlapConfig | None = None
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the network itself is asked: in training, or, where its answers were kept, for the overlap alone."""
+        return self.cache is None or self.overlap is not None
+
+    @property
     def attention_layers(self) -> tuple[int, ...]:
         """Whose attention the losses ask for."""
         return self.attention.teacher_layers if self.attention is not None and self.attention.counts else ()

@@ -87,8 +87,7 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
 
 
 def _load_teachers(config: FinetuneConfig, session: Session) -> Sequence[Teacher]:
-    """Those that are asked anything; where their answers were kept, only for the overlap in evaluation."""
-    if config.teacher is None or (config.teacher.cache is not None and config.teacher.overlap is None):
+    if config.teacher is None or not config.teacher.is_loaded:
         return ()
     return load_teachers(config, class_names=session.index.classes, device=session.world.device)
 

@@ -48,11 +48,6 @@ class CachedTeacher:
         """How far through the teacher's network each layer is that it shows, 0 to 1."""
         return tuple(self._answers.depths[place] for place in self._maps)
 
-    @property
-    def token_depths(self) -> tuple[float, ...]:
-        """None: tokens are not kept."""
-        return ()
-
     def observe(self, batch: Batch) -> TeacherOutput:
         """What the teacher said about these crops, on the device of the batch."""
         if batch.records is None:

@@ -19,6 +19,7 @@ from engine.objective import Loss
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective
 from finetune.ensemble import as_one, load_teachers
+from finetune.plan import build as build_plan
 from finetune.teacher import Observer, load_teacher
 from finetune.teacher_cache import open_teacher_cache
 from models.build import build_model
@@ -282,3 +283,12 @@ def test_a_program_that_is_given_another_cache_ends_with_code_2(
     assert capsys.readouterr().err.startswith(
         f"error: teacher.cache '{folder}/cache': it is about other crops: train.seed is 0 there and 5 here"
     )
+
+
+@pytest.mark.parametrize(("change", "num_frozen"), [({}, 0), ({"teacher__overlap": {}}, 1)])
+def test_the_network_is_loaded_for_the_overlap_of_evaluations_alone(
+    folder: Path, change: dict[str, Any], num_frozen: int
+) -> None:
+    """And its memory is planned for."""
+    config = cached(folder, **change)
+    assert len(build_plan(config, open_index(str(folder / "data"))).frozen) == num_frozen
