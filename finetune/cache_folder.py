@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,8 @@ from configs.base import ConfigError
 from data_pipeline.sidecar import Part
 from engine.world import World
 from finetune.cache_manifest import CacheManifest, read_manifest, setting_differences, teacher_differences
+
+_POLL_S = 0.5
 
 
 def claim_cache(out: Path, manifest: CacheManifest, world: World) -> CacheManifest:
@@ -33,6 +37,13 @@ def missing_parts(out: Path, parts: list[Part], world: World) -> list[Part]:
     """Those whose files are not there, on every rank; only one of them asks the file system."""
     missing = [part for part in parts if not part.path(out).is_file()] if world.is_main else []
     return world.broadcast(missing)
+
+
+def wait_for_parts(out: Path, parts: Iterable[Part]) -> None:
+    """Returns when their files are there. Ranks may need hours more than others, and a collective waits for minutes."""
+    for part in parts:
+        while not part.path(out).is_file():
+            time.sleep(_POLL_S)
 
 
 def finish_cache(out: Path, manifest: CacheManifest) -> None:

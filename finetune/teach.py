@@ -32,7 +32,7 @@ from data_pipeline.variants import VariantLoader
 from engine.survival.lifeline import Lifeline
 from engine.world import World, close_world, init_world
 from finetune.answers import AnswerFormat
-from finetune.cache_folder import claim_cache, finish_cache, missing_parts
+from finetune.cache_folder import claim_cache, finish_cache, missing_parts, wait_for_parts
 from finetune.cache_manifest import CacheManifest, crops_of, needed_extent, teachers_of
 from finetune.config import FinetuneConfig
 from finetune.ensemble import Ensemble, as_one, load_teachers
@@ -65,7 +65,10 @@ def teach(config: FinetuneConfig, out: Path, options: Options, *, world: World, 
     if world.is_main:
         _say_size(out, manifest, index, parts, num_missing=len(missing))
     part_writer = _PartWriter(config, index, teacher, manifest, out=out, world=world)
-    num_bad = sum(world.gather(part_writer.write(missing[world.rank :: world.size])))
+    shares = [missing[rank :: world.size] for rank in range(world.size)]
+    num_bad = part_writer.write(shares[world.rank])
+    wait_for_parts(out, [share[-1] for share in shares if share])
+    num_bad = sum(world.gather(num_bad))
     if world.is_main:
         finish_cache(out, manifest)
         without = f"; {num_bad:,} images could not be decoded" if num_bad else ""

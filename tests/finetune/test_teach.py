@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from configs.base import ConfigError
 from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
 from data_pipeline.loader import ShardLoader
+from data_pipeline.sidecar import Part
+from finetune.cache_folder import wait_for_parts
 from finetune.cache_manifest import Extent, read_manifest
 from finetune.config import FinetuneConfig
 from finetune.teacher_cache import open_teacher_cache
@@ -163,6 +166,16 @@ def test_images_that_are_none_are_left_out_and_training_never_asks_for_them(tmp_
     assert 5 not in {sample for batch in take(loader, 8) for sample in batch.sample_ids.tolist()}
     with pytest.raises(DataError, match="1 of 32 images cannot be used"):
         write_cache(made(tmp_path), tmp_path / "strict")
+
+
+def test_a_rank_that_is_done_waits_for_the_files_of_others(tmp_path: Path) -> None:
+    part = Part(2, 0, 1)
+    part.path(tmp_path).parent.mkdir()
+    late = threading.Timer(0.2, part.path(tmp_path).touch)
+    late.start()
+    wait_for_parts(tmp_path, [part, part])
+    assert part.path(tmp_path).exists()
+    late.join()
 
 
 @pytest.mark.slow
