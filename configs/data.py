@@ -152,6 +152,9 @@ class AugmentConfig(Section):
     """With which a pair of neighbours is mixed."""
     mix_switch: float = Field(default=0.5, ge=0.0, le=1.0)
     """With which a pair is mixed by cutmix, where both are on."""
+    passes: int | None = Field(default=None, ge=1)
+    """Passes over the data whose variations are new; later ones repeat them (pass modulo this) in a fresh order.
+    Default: all are new. Answers of a teacher that were kept (``teacher.cache``) then serve for any length of run."""
 
     @property
     def mixes(self) -> bool:

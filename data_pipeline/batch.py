@@ -41,6 +41,8 @@ class Batch:
     """What stands in each sample's ``.txt``, "" where it has none; None unless ``data.captions``."""
     mix: Mix | None = None
     """How neighbours are to be mixed (`mix_images`); None where ``data.augment`` mixes nothing, and in evaluation."""
+    records: Tensor | None = None
+    """uint8 [B, n]; what a `Sidecar` keeps beside each image, as it is varied here; None where there is none."""
 
     @property
     def label_shares(self) -> Tensor | None:
@@ -81,6 +83,7 @@ class Batch:
             weights=change(self.weights),
             views=tuple(change(view) for view in self.views),
             mix=None if self.mix is None else self.mix.each(change),
+            records=None if self.records is None else change(self.records),
         )
 
 

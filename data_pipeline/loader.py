@@ -21,6 +21,7 @@ from data_pipeline.order.image_sizes import ImageSizes
 from data_pipeline.order.plan import eval_batches, rank_slots
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.packet import Packet
+from data_pipeline.sidecar import Sidecar
 from data_pipeline.steps import EvalSteps, TrainSteps
 from data_pipeline.workers import Workers
 
@@ -64,14 +65,18 @@ class ShardLoader:
         sizes = ImageSizes.of(
             data, duration, steps_per_epoch=self.batches_per_epoch, global_batch=global_batch
         )
-        steps = TrainSteps(index, data, order=self._order, sizes=sizes, slots=slots, seed=seed)
+        self._steps = TrainSteps(index, data, order=self._order, sizes=sizes, slots=slots, seed=seed)
         self._workers = Workers(
-            steps, num_workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
+            self._steps, num_workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
         )
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the position on, across epochs, without end; the workers start now."""
         return _batches(self._workers.items(self._step), self._bad)
+
+    def read_beside(self, sidecar: Sidecar) -> None:
+        """From its next start on the batches come with what `sidecar` keeps of their images."""
+        self._steps.sidecar = sidecar
 
     def advance(self) -> None:
         """The optimizer has consumed one global batch."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.data import AugmentConfig
+from data_pipeline.pixels.augment import varied_as
 from data_pipeline.randomness import hash_words, to_unit
 
 Ints = NDArray[np.int64]
@@ -63,7 +64,7 @@ def draw_mix(
     config: AugmentConfig, *, size: int, seed: int, epochs: Ints, sample_ids: Ints, copies: Ints
 ) -> Mix:
     """How images of `size` x `size` pixels are mixed; an even number of them, pair after pair."""
-    words = (words[::2, None] for words in (epochs, sample_ids, copies))
+    words = (words[::2, None] for words in (varied_as(config, epochs), sample_ids, copies))
     u = to_unit(hash_words("mix", seed, *words, np.arange(_NUM_DRAWS)))
     happens = u[:, _HAPPENS] < config.mix_probability
     switch = config.mix_switch if config.mixup and config.cutmix else float(bool(config.cutmix))

@@ -31,12 +31,14 @@ _COLUMNS: tuple[tuple[int, torch.dtype], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """Numbers about each sample, and [B, S, S, C] pixels: those of the images, and of each further view."""
+    """Numbers about each sample, [B, S, S, C] pixels of the images and of each further view, and records."""
 
     block: Tensor
     """NOTE: everything lies in it. Messages stay far below what a pipe takes at once: a worker that is killed while it
     sends a longer one would leave half of it there, for which the training process would wait for ever."""
     shapes: tuple[Shape, ...]
+    record_size: int = 0
+    """Bytes that a `Sidecar` keeps beside each image."""
     mixed: bool = False
     """Whether `shares` and `boxes` say something."""
     texts: Tensor | None = None
@@ -44,7 +46,7 @@ class Packet:
     bad: list[BadSample] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.block, self.shapes, self.mixed, self.texts, self.bad)
+        return _received, (self.block, self.shapes, self.record_size, self.mixed, self.texts, self.bad)
 
     @property
     def sample_ids(self) -> Tensor:
@@ -81,9 +83,15 @@ class Packet:
         """int64 [B, 4], of `Mix`."""
         return self._column(6).view(-1, 4)
 
+    @property
+    def records(self) -> Tensor:
+        """uint8 [B, record_size]."""
+        count, start = self.shapes[0][0], _starts(self.shapes, self.record_size)[-2]
+        return self.block[start : start + count * self.record_size].view(count, self.record_size)
+
     def pixels(self, view: int) -> Tensor:
         """uint8 [B, S, S, C] of the images (0) or of a further view."""
-        start = _starts(self.shapes)[len(_COLUMNS) + view]
+        start = _starts(self.shapes, self.record_size)[len(_COLUMNS) + view]
         shape = self.shapes[view]
         return self.block[start : start + math.prod(shape)].view(shape)
 
@@ -100,10 +108,11 @@ class Packet:
             views=tuple(views),
             captions=None if self.texts is None else _read_texts(self.texts, self.shapes[0][0]),
             mix=Mix(shares=self.shares, boxes=self.boxes) if self.mixed else None,
+            records=self.records if self.record_size else None,
         )
 
     def _column(self, place: int) -> Tensor:
-        (width, dtype), start = _COLUMNS[place], _starts(self.shapes)[place]
+        (width, dtype), start = _COLUMNS[place], _starts(self.shapes, self.record_size)[place]
         return self.block[start : start + self.shapes[0][0] * width * dtype.itemsize].view(dtype)
 
 
@@ -113,12 +122,11 @@ class Packets:
     def __init__(self) -> None:
         self._shared, self._own = SharedRecycled(), Recycled()
 
-    def new(self, shapes: Sequence[Shape]) -> Packet:
+    def new(self, shapes: Sequence[Shape], *, record_size: int = 0) -> Packet:
         """A packet to fill: what lies in it is that of an earlier one."""
-        size = _starts(shapes)[-1]
-        if get_worker_info() is None:
-            return Packet(block=self._own.take(size), shapes=tuple(shapes))
-        return Packet(block=self._shared.take(size), shapes=tuple(shapes))
+        size = _starts(shapes, record_size)[-1]
+        take = self._own.take if get_worker_info() is None else self._shared.take
+        return Packet(block=take(size), shapes=tuple(shapes), record_size=record_size)
 
 
 def write_texts(texts: Sequence[bytes]) -> Tensor:
@@ -131,9 +139,16 @@ def write_texts(texts: Sequence[bytes]) -> Tensor:
 
 
 def _received(
-    block: Tensor, shapes: tuple[Shape, ...], mixed: bool, texts: Tensor | None, bad: list[BadSample]
+    block: Tensor,
+    shapes: tuple[Shape, ...],
+    record_size: int,
+    mixed: bool,
+    texts: Tensor | None,
+    bad: list[BadSample],
 ) -> Packet:
-    return Packet(block=receive(block), shapes=shapes, mixed=mixed, texts=texts, bad=bad)
+    return Packet(
+        block=receive(block), shapes=shapes, record_size=record_size, mixed=mixed, texts=texts, bad=bad
+    )
 
 
 def _read_texts(block: Tensor, count: int) -> tuple[str, ...]:
@@ -146,11 +161,11 @@ def _read_texts(block: Tensor, count: int) -> tuple[str, ...]:
     )
 
 
-def _starts(shapes: Sequence[Shape]) -> list[int]:
+def _starts(shapes: Sequence[Shape], record_size: int) -> list[int]:
     """Where each part of a block starts; then the size of the whole."""
     count = shapes[0][0]
     starts = [0]
     columns = (count * width * dtype.itemsize for width, dtype in _COLUMNS)
-    for size in (*columns, *map(math.prod, shapes)):
+    for size in (*columns, *map(math.prod, shapes), count * record_size):
         starts.append(starts[-1] + -(-size // _ALIGNMENT) * _ALIGNMENT)
     return starts

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from configs.data import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
 from data_pipeline.index import ShardIndex
-from data_pipeline.pixels.augment import Variations, draw_variations, uniforms, whole_image
+from data_pipeline.pixels.augment import Variations, draw_variations, uniforms, varied_as, whole_image
 from data_pipeline.pixels.crop import decode_crop
 from data_pipeline.pixels.decode import DecodeError, Header, Pixels, read_header
 from data_pipeline.pixels.exact import decode_crop_exactly
@@ -62,7 +62,7 @@ class SampleReader:
         heights, widths = _sizes(encoded)
         read = [place for place, slot in enumerate(slots.tolist()) if slot not in bad]
         epochs, copies = (np.broadcast_to(number, slots.shape)[read] for number in (epoch, copy))
-        u = uniforms(seed, epochs, sample_ids[read], view=copies)
+        u = uniforms(seed, varied_as(augment, epochs), sample_ids[read], view=copies)
         variations = draw_variations(augment, images.shape[1], heights, widths, u)
         photometric = Photometric(augment, fill=tuple(self._mean_colour.tolist()))
         return bad | self._render(encoded, variations, images, photometric)

@@ -22,6 +22,7 @@ from data_pipeline.randomness import hash_words
 from data_pipeline.read_ahead import ReadAhead
 from data_pipeline.reader import SampleReader, open_files
 from data_pipeline.scan import NO_LABEL
+from data_pipeline.sidecar import Sidecar
 
 Ints = NDArray[np.int64]
 _MAX_SUBSTITUTES = 100
@@ -47,6 +48,8 @@ class TrainSteps(Dataset[Packet]):
         self._sizes = sizes
         self._seed = seed
         self._captions = CaptionReader(index, files) if data.captions else None
+        self.sidecar: Sidecar | None = None
+        """Whose records come with the batches; set before the workers start."""
         self._packets = Packets()
         num_streams = -(-order.num_streams * (slots.stop - slots.start) // order.global_batch)
         self._ahead = ReadAhead(
@@ -60,7 +63,10 @@ class TrainSteps(Dataset[Packet]):
         self._ahead.follow(flat_step)
         share = self._order.share(flat_step, self._slots)
         sizes = [self._sizes.at(flat_step), *(view.size for view in self._views[1:])]
-        packet = self._packets.new([_shape(len(share.sample_ids), size, self._data) for size in sizes])
+        packet = self._packets.new(
+            [_shape(len(share.sample_ids), size, self._data) for size in sizes],
+            record_size=0 if self.sidecar is None else self.sidecar.record_size,
+        )
         pending = np.arange(len(share.sample_ids))
         for attempt in range(1, _MAX_SUBSTITUTES):
             failed = self._read(packet, pending, share)
@@ -93,6 +99,8 @@ class TrainSteps(Dataset[Packet]):
         packet.targets.numpy()[:] = np.where(usable, self._reader.labels(share.sample_ids), NO_LABEL)
         packet.epochs.numpy()[:], packet.copies.numpy()[:] = share.passes, share.copies
         packet.weights.numpy()[:] = 1.0
+        if self.sidecar is not None:
+            self.sidecar.read(share.sample_ids, share.passes, share.copies, packet.records.numpy())
         if self._data.augment.mixes:
             packet = self._mixed(packet, share)
         return _with_captions(packet, self._captions)

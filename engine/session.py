@@ -16,6 +16,7 @@ from configs.training import ModelConfig, ProbeConfig, RunConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.loader import EvalLoader, ShardLoader
+from data_pipeline.sidecar import Sidecar
 from engine.command import Command
 from engine.datasets import open_datasets
 from engine.events import EventLog
@@ -116,6 +117,10 @@ class Session:
             return
         self._flops_per_image = train_flops_per_image(model, shape, forward=forward)
         self._flops_per_image += sum(map(count_own_flops, frozen))
+
+    def read_beside(self, sidecar: Sidecar) -> None:
+        """Training batches come with what `sidecar` keeps of their images."""
+        self._loader.read_beside(sidecar)
 
     def steps(self, duration: Duration) -> int:
         """Optimizer steps that a duration is in this run."""

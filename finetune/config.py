@@ -112,6 +112,8 @@ class TeacherConfig(Section):
 
     checkpoint: str
     """Released folder (``runs/teacher/release``), or a timm reference."""
+    cache: str | None = None
+    """Folder of answers that ``mirada teach`` wrote, read instead of asking the teacher. Default: it is asked."""
     ensemble: tuple[str, ...] = ()
     """Further teachers of the same classes: probabilities and maps are averaged over all of them."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
@@ -120,6 +122,11 @@ class TeacherConfig(Section):
     attention: AttentionConfig | None = AttentionConfig()
     features: FeaturesConfig | None = None
     overlap: OverlapConfig | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the network itself is asked: in training, or, where its answers were kept, for the overlap alone."""
+        return self.cache is None or self.overlap is not None
 
     @property
     def attention_layers(self) -> tuple[int, ...]:
@@ -182,6 +189,27 @@ class FinetuneConfig(RunConfig):
         losses = {} if self.teacher is None else self.teacher.losses
         of_teacher = {name: (loss.weight, loss.fade) for name, loss in losses.items()}
         return {"task": (self.task_weight, self.task_fade), **of_teacher}
+
+    @property
+    def uncacheable(self) -> list[str]:
+        """Why no teacher's answers can be kept for this run; empty where they can."""
+        reasons = {
+            "data.augment.mixup and cutmix: an answer is kept for a crop, and what a crop is mixed with depends on the "
+            "batch; leave them out, or ask the teacher in training": self.data.augment.mixes,
+            "data.progressive: how large a crop is depends on the step, and an answer is kept for one size; leave it "
+            "out, or ask the teacher in training": bool(self.data.progressive),
+            "teacher.features: tokens would take a thousand times as much as an answer; leave them out, or ask the "
+            "teacher in training": self.teacher is not None and bool(self.teacher.token_layers),
+            "teacher.attention.heads matched: maps are kept as means over heads; set heads to mean, or ask the teacher "
+            "in training": self.teacher is not None and self.teacher.by_head,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    @model_validator(mode="after")
+    def _answers_were_kept(self) -> FinetuneConfig:
+        if self.teacher is not None and self.teacher.cache is not None and self.uncacheable:
+            raise ValueError(f"teacher.cache cannot be used with {'; nor with '.join(self.uncacheable)}")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> FinetuneConfig:

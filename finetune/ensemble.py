@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
-from finetune.teacher import Teacher, TeacherOutput
+from finetune.config import FinetuneConfig
+from finetune.teacher import Teacher, TeacherOutput, load_teacher
 from models.map_grid import on_one_grid
 
 
@@ -35,6 +36,27 @@ class Ensemble:
     def attention_depths(self) -> tuple[float, ...]:
         """How far through the first network each layer is whose attention is asked for, 0 to 1."""
         return self._teachers[0].attention_depths
+
+
+def load_teachers(
+    config: FinetuneConfig, *, class_names: Sequence[str], device: torch.device | str
+) -> list[Teacher]:
+    """The teachers of a recipe, showing what its losses ask for, checked against the classes of its data."""
+    if config.teacher is None:
+        return []
+    return [
+        load_teacher(
+            reference,
+            num_classes=len(class_names),
+            class_names=class_names,
+            attention_layers=config.teacher.attention_layers,
+            token_layers=config.teacher.token_layers,
+            by_head=config.teacher.by_head,
+            device=device,
+            precision=config.teacher.precision or config.train.precision,
+        )
+        for reference in (config.teacher.checkpoint, *config.teacher.ensemble)
+    ]
 
 
 def as_one(teachers: Sequence[Teacher]) -> Teacher | Ensemble | None:

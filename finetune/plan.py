@@ -23,7 +23,7 @@ def build(config: FinetuneConfig, index: ShardIndex) -> Trained:
     if config.students:
         others = {name: _build(model, config, index) for name, model in config.students.items()}
         student = Classroom({"": student, **others})
-    if config.teacher is None:
+    if config.teacher is None or not config.teacher.is_loaded:
         return Trained(model=student, forward=logits_of_all)
     references = (config.teacher.checkpoint, *config.teacher.ensemble)
     try:

@@ -14,9 +14,10 @@ from engine.sharding.zero import build_engine
 from finetune.beside import watch_evaluation
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective
-from finetune.ensemble import as_one
+from finetune.ensemble import as_one, load_teachers
 from finetune.learner import with_projections
-from finetune.teacher import Teacher, load_teacher
+from finetune.teacher import Observer, Teacher
+from finetune.teacher_cache import CachedTeacher, open_teacher_cache
 from models.apprentice import Classroom, logits_of_all
 from models.build import build_from_release, build_model
 
@@ -27,9 +28,11 @@ def run(command: Command) -> int:
     with open_session(command, config) as session:
         students = _build_students(config, session)
         teachers = _load_teachers(config, session)
+        observer = _observer(config, session, teachers)
         students = {name: with_projections(one, config, teachers) for name, one in students.items()}
         learner = Classroom(students) if config.students else students[""]
-        session.examine(learner, forward=logits_of_all, frozen=[teacher.network for teacher in teachers])
+        asked = () if isinstance(observer, CachedTeacher) else teachers
+        session.examine(learner, forward=logits_of_all, frozen=[teacher.network for teacher in asked])
         engine = build_engine(learner, config, session.world)
         objective = DistillObjective(
             engine.module,
@@ -39,7 +42,7 @@ def run(command: Command) -> int:
             task_fade=config.task_fade,
             label_fraction=config.data.batch_label_fraction,
             label_smoothing=config.train.label_smoothing,
-            teacher=as_one(teachers),
+            teacher=observer,
             losses=config.teacher,
             steps=session.steps,
         )
@@ -84,18 +87,14 @@ def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
 
 
 def _load_teachers(config: FinetuneConfig, session: Session) -> Sequence[Teacher]:
-    if config.teacher is None:
+    if config.teacher is None or not config.teacher.is_loaded:
         return ()
-    return [
-        load_teacher(
-            reference,
-            num_classes=len(session.index.classes),
-            class_names=session.index.classes,
-            attention_layers=config.teacher.attention_layers,
-            token_layers=config.teacher.token_layers,
-            by_head=config.teacher.by_head,
-            device=session.world.device,
-            precision=config.teacher.precision or config.train.precision,
-        )
-        for reference in (config.teacher.checkpoint, *config.teacher.ensemble)
-    ]
+    return load_teachers(config, class_names=session.index.classes, device=session.world.device)
+
+
+def _observer(config: FinetuneConfig, session: Session, teachers: Sequence[Teacher]) -> Observer | None:
+    if config.teacher is None or config.teacher.cache is None:
+        return as_one(teachers)
+    cached = open_teacher_cache(config, session.index)
+    session.read_beside(cached.sidecar)
+    return cached

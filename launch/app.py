@@ -122,6 +122,41 @@ def finetune(
 
 
 @app.command()
+def teach(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option("--out", metavar="CACHE", help="Folder for the answers.")],
+    overrides: Overrides = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, metavar="E", help="Of the run. Default: all of them.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Classes whose logits are kept. Default: 10.")
+    ] = None,
+    grid: Annotated[
+        int | None, typer.Option(min=1, metavar="G", help="Most places on a side of a map. Default: 7.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="B", help="Images per forward. Default: 64.")
+    ] = None,
+    ranks: Ranks = None,
+) -> None:
+    """Keep what the teacher of a recipe says of every crop, for any number of students; run again to go on."""
+    options = {"--epochs": epochs, "--top": top, "--grid": grid, "--batch-size": batch_size}
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    changes = overrides or []
+    arguments = [recipe, *changes, "--out", str(out), *given]
+    _start_ranks(
+        "finetune.teach",
+        arguments,
+        program="finetune",
+        recipe=recipe,
+        overrides=changes,
+        out=out,
+        ranks=ranks,
+    )
+
+
+@app.command()
 def plan(
     recipe: Recipe,
     overrides: Overrides = None,
@@ -217,17 +252,33 @@ add_doctor(app)
 def _train(
     program: str, recipe: str, overrides: list[str], *, out: Path | None, fresh: bool, ranks: int | None
 ) -> None:
-    """Becomes a rank under torchrun and srun; elsewhere checks the recipe and starts the ranks."""
-    from launch.local import count_ranks, is_inside_job, run_ranks
-
+    """Starts a training program in its run folder."""
     folder = out or Path("runs") / Path(recipe).stem
     arguments = [recipe, *overrides, "--out", str(folder), *(["--fresh"] if fresh else [])]
+    _start_ranks(
+        program, arguments, program=program, recipe=recipe, overrides=overrides, out=folder, ranks=ranks
+    )
+
+
+def _start_ranks(
+    module: str,
+    arguments: list[str],
+    *,
+    program: str,
+    recipe: str,
+    overrides: list[str],
+    out: Path,
+    ranks: int | None,
+) -> NoReturn:
+    """Becomes a rank under torchrun and srun; elsewhere checks the recipe, one of `program`, and starts the ranks."""
+    from launch.local import count_ranks, is_inside_job, run_ranks
+
     if is_inside_job(os.environ):
-        become_program(program, arguments)
+        become_program(module, arguments)
     requested = _load(program, recipe, overrides).config.train.ranks
-    again = ["mirada", *(part for part in [program, *sys.argv[2:]] if part != "--fresh")]
+    again = ["mirada", *(part for part in sys.argv[1:] if part != "--fresh")]
     code = run_ranks(
-        program, arguments, num_ranks=ranks or count_ranks(requested), out=folder, again=shlex.join(again)
+        module, arguments, num_ranks=ranks or count_ranks(requested), out=out, again=shlex.join(again)
     )
     raise typer.Exit(code)
 

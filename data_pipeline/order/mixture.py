@@ -111,6 +111,14 @@ class Mixture:
             for count, streams in zip(counts.tolist(), self._streams, strict=True)
         )
 
+    def passes_begun(self, num_slots: int) -> tuple[int, ...]:
+        """How many passes over each corpus the first so many slots of every stream are from."""
+        furthest = self._counts(slice(None), np.array([num_slots])).max(axis=(1, 2))
+        return tuple(
+            -(-count // streams.stream_length)
+            for count, streams in zip(furthest.tolist(), self._streams, strict=True)
+        )
+
     def _fill(self, stream: int, counts: Ints, positions: Ints, passes: Ints) -> None:
         for number, streams in enumerate(self._streams):
             mine = np.flatnonzero(np.diff(counts[number]))

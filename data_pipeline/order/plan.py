@@ -78,6 +78,10 @@ class Plan:
         """How often each corpus (here the one) was gone through after so many batches."""
         return (flat_step / self.batches_per_epoch,)
 
+    def passes_begun(self, num_slots: int) -> tuple[int, ...]:
+        """How many passes over each corpus (here the one) the first so many slots of every stream are from."""
+        return (-(-num_slots // self._streams.stream_length),)
+
 
 def rank_slots(global_batch: int, rank: int, world_size: int) -> slice:
     """The slots of a global batch that are this rank's."""

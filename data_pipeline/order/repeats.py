@@ -51,6 +51,11 @@ class Repeats:
         """Whole batches of the plan that so many batches of the run have gone through."""
         return flat_step * self._slots_per_stream // (self._samples_per_stream * self._repeats)
 
+    def samples_begun(self, flat_step: int) -> int:
+        """Samples of each stream of the plan that so many batches of the run take a copy of."""
+        groups, rest = divmod(flat_step * self._slots_per_stream, self._together * self._repeats)
+        return groups * self._together + min(rest, self._together)
+
     def plan_slots(self, slots: slice) -> slice:
         """The slots of the plan's batches that belong to the streams of these slots."""
         first, last = slots.start // self._slots_per_stream, -(-slots.stop // self._slots_per_stream)

@@ -94,6 +94,10 @@ class RunOrder:
         passes = self._plan.passes_done(self._repeats.steps_done(flat_step))
         return dict(zip(self._names, passes, strict=True))
 
+    def passes_begun(self, num_epochs: int) -> tuple[int, ...]:
+        """How many passes over each corpus so many epochs read from, in the order of the index."""
+        return self._plan.passes_begun(self._repeats.samples_begun(num_epochs * self.batches_per_epoch))
+
 
 def _make_plan(
     index: ShardIndex, data: DataConfig, lengths: Ints, global_batch: int, seed: int, num_streams: int | None

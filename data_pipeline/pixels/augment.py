@@ -54,6 +54,11 @@ def uniforms(
     return to_unit(hash_words("augment", seed, epochs, sample_ids[:, None], columns))
 
 
+def varied_as(config: AugmentConfig, passes: Ints) -> Ints:
+    """The passes whose variations these have: their own, unless ``augment.passes`` lets variations come again."""
+    return passes if config.passes is None else passes % config.passes
+
+
 def whole_image(heights: Ints, widths: Ints) -> Variations:
     """No variation: the whole image, resized."""
     n, zeros = len(heights), np.zeros_like(heights)

@@ -33,6 +33,7 @@ def test_help_lists_every_command() -> None:
         "config",
         "pretrain",
         "finetune",
+        "teach",
         "evaluate",
         "attend",
         "advise",
@@ -62,7 +63,9 @@ def test_help_is_shown_in_half_a_second() -> None:
     assert min(spent) < 0.5
 
 
-@pytest.mark.parametrize("command", [["--help"], ["pretrain", "--help"], ["config", "show", PRETRAIN]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["pretrain", "--help"], ["teach", "--help"], ["config", "show", PRETRAIN]]
+)
 def test_no_command_imports_torch_before_a_program_starts(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
     result = mirada(*command, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))

@@ -165,3 +165,17 @@ def test_the_order_of_copies_is_this_one_for_ever(folder: Path) -> None:
     assert order.share(0).sample_ids.tolist() == [12, 53, 52, 12, 19, 77, 75, 19]
     assert order.share(0).copies.tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
     assert order.share(12).sample_ids.tolist() == [47, 45, 42, 47, 71, 70, 6, 71]
+
+
+@given(options=orders(), num_epochs=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_passes_begun_are_those_that_so_many_epochs_read_from(
+    folder: Path, options: dict[str, object], num_epochs: int
+) -> None:
+    order = make(folder, options)
+    seen = [
+        slot for step in range(num_epochs * order.batches_per_epoch) for slot in tuples(order.share(step))
+    ]
+    corpora = [lambda sample: sample < sum(LENGTHS), lambda sample: sample >= sum(LENGTHS)]
+    most = [max((of_pass + 1 for sample, of_pass, _ in seen if mine(sample)), default=0) for mine in corpora]
+    assert list(order.passes_begun(num_epochs)) == most[: 2 if options["mixture"] else 1]
