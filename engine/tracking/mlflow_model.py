@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,13 +32,15 @@ def save_pyfunc(release: Path, folder: Path, *, shape: tuple[int, int, int], num
     channels, height, width = shape
     pixels = TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, num_classes))
-    mlflow.pyfunc.save_model(
-        str(folder),
-        python_model=str(_CODE),
-        artifacts={"release": str(release)},
-        signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
-        pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no example of an input
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(_CODE),
+            artifacts={"release": str(release)},
+            signature=ModelSignature(Schema([pixels]), Schema([probabilities])),
+            pip_requirements=[f"{name}=={importlib.metadata.version(name)}" for name in _REQUIREMENTS],
+        )
 
 
 def register_pyfunc(

@@ -29,9 +29,8 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined] 
         self._mean, self._std = (torch.tensor(wanted[key]).view(-1, 1, 1) for key in ("mean", "std"))
 
     @torch.inference_mode()
-    def predict(
-        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
-    ) -> NDArray[np.float32]:
+    # MLflow would take annotations for a schema, and warn whoever loads the model that it knows none like it.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Images of another size are squeezed into the square that the network was trained on."""
         pixels = np.asarray(model_input)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels

@@ -49,7 +49,8 @@ def test_a_pushed_folder_is_the_export_byte_for_byte_and_timm_loads_it(tmp_path:
         assert done.returncode == 0, done.stdout + done.stderr
         assert f"pushed: {hub.url}/someone/net/commit/" in done.stdout
         assert_is_export(hub, tmp_path / "first")
-        assert hub.repositories["someone/net"]["private"] is True
+        created = hub.repositories["someone/net"]
+        assert created.get("visibility") == "private" or created["private"] is True  # by version
         assert hub.messages == ["Exported by Mirada"] and "license: mit" in hub.cards[0]
 
         refused = push(run, tmp_path / "second", hub.url, token="hf_wrong")
