@@ -15,7 +15,7 @@ _WORTH = 1.03
 """A doubled batch that gains less is not tried further."""
 _MOST_S = 1.5
 """A batch whose forward takes longer is the last."""
-_TIMED_S = 0.4
+_TIMED_S = 0.2
 _LEAST_FORWARDS = 3
 
 

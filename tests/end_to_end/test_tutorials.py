@@ -11,6 +11,9 @@ from tests.support.tutorial import ROOT, commands_of, run_tutorial
 
 pytestmark = pytest.mark.slow
 
+FRUGAL = "train.ranks=1 data.workers=0 tracking.uri=off"
+"""Other tests have ranks, workers and MLflow."""
+
 
 def test_your_images_to_a_student(tmp_path: Path) -> None:
     make_image_folder(tmp_path / "PHOTOS" / "train", per_class=8)
@@ -18,7 +21,11 @@ def test_your_images_to_a_student(tmp_path: Path) -> None:
     run_tutorial(
         ROOT / "docs" / "your_images.md",
         tmp_path,
-        {"100 epochs": "4 steps", "global_batch=64": "global_batch=8", "image_size=64": "image_size=28"},
+        {
+            "100 epochs": "4 steps",
+            "global_batch=64": f"global_batch=8 {FRUGAL}",
+            "image_size=64": "image_size=28",
+        },
     )
     page = (tmp_path / "report.html").read_text()
     assert "Reliability" in page and "What they were shown" in page
@@ -29,13 +36,13 @@ def test_your_images_to_a_student(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_shown_with_what_it_said(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     lines = ["# Page", "", "```sh", "echo fine", "# a remark", "cat <<'END' > text", "an ear", "END"]
-    page.write_text("\n".join([*lines, "mirada predict \\", "  none none.png", "```", ""]))
+    page.write_text("\n".join([*lines, "mirada config show \\", "  none.yaml", "```", ""]))
     assert commands_of(page.read_text()) == [
         "echo fine",
         "cat <<'END' > text\nan ear\nEND",
-        "mirada predict \\\n  none none.png",
+        "mirada config show \\\n  none.yaml",
     ]
-    with pytest.raises(AssertionError, match=r"(?s)exit code 2 from\n\$ mirada predict .*no such folder"):
+    with pytest.raises(AssertionError, match=r"(?s)exit code 2 from\n\$ mirada config show .*none\.yaml"):
         run_tutorial(page, tmp_path / "work", {"an ear": "a nose"})
     assert (tmp_path / "work" / "text").read_text() == "a nose\n"
     with pytest.raises(AssertionError, match=r"no command of .*page\.md holds '9 epochs'"):
