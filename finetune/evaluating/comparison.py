@@ -84,11 +84,12 @@ def compare(
     _check_images(index, location)
     for candidate in candidates:
         candidate.check_classes(index.classes, location=location)
-    measured = [
-        score(candidate, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
-        for candidate in candidates
-    ]
-    rows = [_row(*pair, index, world) for pair in zip(candidates, measured, strict=True)]
+    measured: dict[int, Measured] = {}
+    for places in _alike(candidates):
+        group = [candidates[place] for place in places]
+        found = score(group, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
+        measured |= dict(zip(places, found, strict=True))
+    rows = [_row(candidate, measured[place], index, world) for place, candidate in enumerate(candidates)]
     threads = f", {torch.get_num_threads()} thread(s)" if world.device.type == "cpu" else ""
     return Comparison(
         data=location,
@@ -116,6 +117,14 @@ def _check_images(index: ShardIndex, location: str) -> None:
         raise ConfigError(f"there is no image in {location!r}: give a folder of shards with labelled images")
     if not index.classes:
         raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
+
+
+def _alike(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Places of those that take the same pixels, which are then decoded and corrupted once for all of them."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        groups.setdefault(candidate.input_shape, []).append(place)
+    return list(groups.values())
 
 
 def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: World) -> Row:

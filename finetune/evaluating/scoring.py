@@ -1,4 +1,4 @@
-"""score: one network over all images of a split, as they are and corrupted, every image decoded once."""
+"""score: networks over all images of a split, as they are and corrupted, every image decoded once."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from engine.results.evaluate import Scores, Tally
 from engine.world import World
 from finetune.candidate import Candidate
 
+_SEVERITIES = range(1, NUM_SEVERITIES + 1)
 _SEED = 0
 """Of the corruptions: the same for every network and on every day."""
 
@@ -33,41 +34,35 @@ class Measured:
 
 @torch.inference_mode()
 def score(
-    candidate: Candidate,
+    candidates: Sequence[Candidate],
     index: ShardIndex,
     location: str,
     *,
     batch_size: int,
     world: World,
     corruptions: Sequence[str] = (),
-) -> Measured:
-    """Scores of the model in evaluation mode; all ranks together, each on its share of the images."""
+) -> list[Measured]:
+    """Scores of models in evaluation mode; all ranks together, each on its share of the images.
+
+    All of them take images of the same size and channels: decoding and corrupting are done once for all.
+    """
     batches = EvalLoader(
         index,
-        candidate.data_config(location),
+        candidates[0].data_config(location),
         batch_size=batch_size,
         rank=world.rank,
         world_size=world.size,
     )
-    clean, confusion = Tally(world), Confusion(world)
-    tallies = {
-        (name, severity): Tally(world) for name in corruptions for severity in range(1, NUM_SEVERITIES + 1)
-    }
+    tallies = [_Tallies(candidate, world, corruptions) for candidate in candidates]
     for batch in batches:
-        logits, on_device = _forward(candidate, batch, world)
-        clean.add(logits, on_device)
-        confusion.add(logits, on_device)
-        for (name, severity), tally in tallies.items():
-            tally.add(*_forward(candidate, corrupt_batch(batch, name, severity), world))
-    top1 = {key: tally.scores().top1 for key, tally in tallies.items()}
-    return Measured(
-        scores=clean.scores(),
-        confusion=confusion.counts(),
-        corruptions={
-            name: tuple(top1[name, severity] for severity in range(1, NUM_SEVERITIES + 1))
-            for name in corruptions
-        },
-    )
+        for one in tallies:
+            one.add_clean(batch)
+        for name in corruptions:
+            for severity in _SEVERITIES:
+                changed = corrupt_batch(batch, name, severity)
+                for one in tallies:
+                    one.add_corrupted(changed, name, severity)
+    return [one.measured() for one in tallies]
 
 
 def corrupt_batch(batch: Batch, name: str, severity: int) -> Batch:
@@ -80,7 +75,34 @@ def corrupt_batch(batch: Batch, name: str, severity: int) -> Batch:
     return replace(batch, images=torch.from_numpy(changed).permute(0, 3, 1, 2))
 
 
-def _forward(candidate: Candidate, batch: Batch, world: World) -> tuple[torch.Tensor, Batch]:
-    batch = batch.to(world.device)
-    images = normalize(batch.images, candidate.spec.mean, candidate.spec.std)
-    return candidate.model(images).float(), batch
+class _Tallies:
+    """What is counted of one network."""
+
+    def __init__(self, candidate: Candidate, world: World, corruptions: Sequence[str]) -> None:
+        self._candidate, self._world = candidate, world
+        self._clean, self._confusion = Tally(world), Confusion(world)
+        self._corrupted = {name: [Tally(world) for _ in _SEVERITIES] for name in corruptions}
+
+    def add_clean(self, batch: Batch) -> None:
+        logits, batch = self._forward(batch)
+        self._clean.add(logits, batch)
+        self._confusion.add(logits, batch)
+
+    def add_corrupted(self, batch: Batch, name: str, severity: int) -> None:
+        self._corrupted[name][severity - 1].add(*self._forward(batch))
+
+    def measured(self) -> Measured:
+        """Over all ranks."""
+        return Measured(
+            scores=self._clean.scores(),
+            confusion=self._confusion.counts(),
+            corruptions={
+                name: tuple(tally.scores().top1 for tally in tallies)
+                for name, tallies in self._corrupted.items()
+            },
+        )
+
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        batch = batch.to(self._world.device)
+        spec = self._candidate.spec
+        return self._candidate.model(normalize(batch.images, spec.mean, spec.std)).float(), batch

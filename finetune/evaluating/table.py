@@ -18,6 +18,8 @@ def as_table(comparison: Comparison) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
         title=f"{comparison.num_images:,} images of {comparison.data}",
         caption=f"Accuracy in %; ms: one image; images/s: in the fastest batch. {comparison.timing}",
     )

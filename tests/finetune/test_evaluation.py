@@ -135,6 +135,19 @@ def test_corrupted_images_are_scored_as_if_they_were_corrupted_one_by_one(
     assert len(every) == 10 and got.corrupted_top1 == pytest.approx(np.mean(every))
 
 
+def test_networks_of_other_inputs_keep_their_places_and_their_numbers(
+    tmp_path: Path, unhurried: None
+) -> None:
+    runs = [
+        make_release(tmp_path / str(n), seed=n, channels=channels) for n, channels in enumerate((1, 3, 1))
+    ]
+    candidates = [load(run) for run in runs]
+    together = compare(candidates, SAMPLE, batch_size=500, world=ALONE).rows
+    assert [found.name for found in together] == ["0", "1", "2"]
+    (alone,) = compare(candidates[1:2], SAMPLE, batch_size=500, world=ALONE).rows
+    assert together[1] == alone and together[0].top1 != together[2].top1
+
+
 @pytest.mark.slow
 def test_two_ranks_find_the_numbers_of_one(tmp_path: Path, unhurried: None) -> None:
     run, out = make_release(tmp_path / "student"), tmp_path / "scores.json"

@@ -16,6 +16,7 @@ from finetune.candidate import load_candidates
 from finetune.export import app
 from finetune.exporting import onnx_file
 from finetune.exporting.onnx_file import check_onnx, random_images
+from finetune.exporting.onnx_int8 import calibration_batches, quantize
 from finetune.predict import app as predict_app
 from models.build import input_spec, load_release
 from tests.support.images import encoded_image
@@ -106,6 +107,14 @@ def test_eight_bits_are_compared_with_thirty_two(exported: Path, tmp_path: Path)
     agree = (full.model(images).argmax(1) == small.model(images).argmax(1)).float().mean()
     assert float(agree) > 0.8
     assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+
+
+def test_a_vit_in_eight_bits_still_tells_what_it_told(exported: Path, tmp_path: Path) -> None:
+    (full,) = load_candidates([str(exported / "vit.onnx")], device=torch.device("cpu"))
+    quantize(exported / "vit.onnx", tmp_path / "small.onnx", full, SAMPLE)
+    (small,) = load_candidates([str(tmp_path / "small.onnx")], device=torch.device("cpu"))
+    images = torch.from_numpy(next(calibration_batches(full, SAMPLE)))
+    assert float((full.model(images).argmax(1) == small.model(images).argmax(1)).float().mean()) > 0.8
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
