@@ -116,7 +116,7 @@ def license_of(reference: str) -> str:
 def _license_section(facts: Facts) -> str:
     lines = ["## Licence", "", f"This network: {facts.license or _UNSTATED}."]
     for teacher in facts.teachers:
-        role = {"checkpoint": "Its first weights"}.get(teacher.role, f"Its {teacher.role}")
+        role = {"start": "Its first weights"}.get(teacher.role, f"Its {teacher.role}")
         lines.append(f"{role}, `{teacher.reference}`: {teacher.license}.")
     return "\n".join(lines)
 

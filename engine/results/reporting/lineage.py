@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.results.run_record import RunRecord
 
-_ROLES = {"checkpoint": "weights from"}
+_ROLES = {"start": "weights from"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ def test_the_card_tells_licences_metrics_calibration_teacher_and_recipe(tmp_path
     teacher, run = make_release(tmp_path / "teacher"), make_release(tmp_path / "student", seed=1)
     (teacher / "release" / "README.md").write_text("---\nlicense: mit\n---\n# The teacher\n")
     (run / "release" / "README.md").write_text("---\ntags: [timm]\n---\n# The student\n\nAs released.\n")
-    origins = {"teacher": {"path": str(teacher / "release")}, "checkpoint": {"path": "hf-hub:who/what"}}
+    origins = {"teacher": {"path": str(teacher / "release")}, "start": {"path": "hf-hub:who/what"}}
     EventLog(run / "events.jsonl").append("run", run_id="1", config={}, command="c", origins=origins)
     (run / "config.yaml").write_text("model: {name: nf_seresnet26}\n")
     bins = [
