@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := setup.cfg pyproject.toml constraints.txt
-DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server nginx-light dataset-fashion-mnist
+DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server nginx-light dataset-fashion-mnist chromium
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -60,7 +60,7 @@ $(VENV)/.installed-%: $(VENV)/.base
 	@$(PIP) --no-build-isolation --editable ".[$*]"
 	@touch $@ $(VENV)/.installed-run
 
-# Only for tests that bring up a real SLURM or nginx, or read all of Fashion-MNIST; without the packages they skip and say so.
+# Only for tests that bring up a real SLURM, nginx or browser, or read all of Fashion-MNIST; without the packages they skip and say so.
 debian-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && command -v dpkg >/dev/null; then \
 	    missing=; \

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.result_file import write_result_file
-from engine.results.report import verdict
+from engine.results.reporting.verdict import verdict
 from engine.results.run_record import RunRecord, read_run
 
 _ABSOLUTE_FOLDER = re.compile(

@@ -19,15 +19,16 @@ from configs.exit_code import run_main
 from data_pipeline.batch import normalize
 from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, open_index
-from data_pipeline.pixels.decode import DecodeError, crop_resize, decode
 from data_pipeline.reader import SampleReader
-from finetune.candidate import Candidate, load_candidates, parse_device
+from finetune.candidate import ONNX_SUFFIX, Candidate, load_candidates, parse_device
+from finetune.image_file import read_image_file
 from finetune.overlay import Column, Panel, draw_overlays
 from models.attention_maps import open_maps
 from models.energy_maps import EnergyMaps, stage_names
 from models.map_hooks import MapHooks
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ONNX_SUFFIX)
 
 _DEFAULT_GRID = (7, 7)
 _NOTE = (
@@ -63,7 +64,7 @@ class Gallery:
                     f"image {failed.key!r} of shard {failed.shard!r} cannot be shown: {failed.reason}"
                 )
         for slot, path in enumerate(self.files, start=len(self.sample_ids)):
-            _read_file(path, pixels[slot])
+            read_image_file(path, pixels[slot])
         return pixels
 
 
@@ -121,9 +122,14 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
     """Draw where released networks look: image | map of each network, a row per image."""
-    files = [Path(text) for text in inputs if text.lower().endswith(IMAGE_SUFFIXES)]
-    references = [text for text in inputs if not text.lower().endswith(IMAGE_SUFFIXES)]
+    files = [Path(text) for text in inputs if _is_image(text)]
+    references = [text for text in inputs if not _is_image(text)]
     candidates = load_candidates(references, device=parse_device(device))
+    for candidate in candidates:
+        if not candidate.is_torch:
+            raise ConfigError(
+                f"{candidate.reference!r} shows no layers to look into: name its run folder or release"
+            )
     gallery = open_gallery(data, files, count=count)
     if data is not None:
         for candidate in candidates:
@@ -143,6 +149,12 @@ def _forward(candidate: Candidate, gallery: Gallery) -> tuple[MapHooks, Tensor, 
     with source:
         logits = candidate.model(normalize(pixels.to(device), spec.mean, spec.std))
     return source, logits.float().softmax(dim=1).cpu(), tuple(found.cpu() for found in source.take())
+
+
+def _is_image(text: str) -> bool:
+    """By its suffix; any other file too, unless it holds weights: then the message is about an image."""
+    suffix = Path(text).suffix.lower()
+    return suffix in _IMAGE_SUFFIXES or (suffix not in _WEIGHT_SUFFIXES and Path(text).is_file())
 
 
 def _all_maps(model: nn.Module) -> MapHooks:
@@ -172,18 +184,6 @@ def _one_class_after_another(labels: NDArray[np.int64], count: int) -> NDArray[n
     starts = np.searchsorted(labels[order], labels[order], side="left")
     turn = np.arange(len(order)) - starts
     return order[np.argsort(turn, kind="stable")][:count].astype(np.int64)
-
-
-def _read_file(path: Path, out: NDArray[np.uint8]) -> None:
-    try:
-        pixels = decode(path.read_bytes(), channels=out.shape[2])
-    except FileNotFoundError as error:
-        raise DataError(f"image {str(path)!r}: no such file") from error
-    except DecodeError as error:
-        raise DataError(
-            f"image {str(path)!r} cannot be read: {error.reason}; JPEG, PNG and WebP are"
-        ) from error
-    crop_resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), out)
 
 
 if __name__ == "__main__":

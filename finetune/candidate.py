@@ -11,7 +11,10 @@ from torch import nn
 
 from configs.base import ConfigError
 from configs.data import DataConfig
+from finetune.exporting.onnx_network import OnnxNetwork
 from models.build import InputSpec, input_spec, label_names, load_release
+
+ONNX_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,16 @@ class Candidate:
     @property
     def num_classes(self) -> int:
         return int(getattr(self.model, "num_classes", 0))
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether it is a network of torch, whose operations can be counted."""
+        return not isinstance(self.model, OnnxNetwork)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of an image."""
+        return self.spec.channels, self.spec.size, self.spec.size
 
     def data_config(self, location: str) -> DataConfig:
         """How this network wants the images of `location`: its size, channels and normalization."""
@@ -63,7 +76,7 @@ class Candidate:
 
 
 def load_candidates(references: Sequence[str], *, device: torch.device) -> list[Candidate]:
-    """The networks behind release folders, run folders or timm references, in the order given."""
+    """The networks behind release folders, run folders, timm references or ONNX files, in the order given."""
     if not references:
         raise ConfigError("no checkpoint is given: name at least one run folder or release folder")
     return [
@@ -86,6 +99,8 @@ def parse_device(text: str) -> torch.device:
 
 
 def _load(reference: str, name: str, device: torch.device) -> Candidate:
+    if reference.endswith(ONNX_SUFFIX):
+        return _load_onnx(reference, name, device)
     model = load_release(reference).eval().requires_grad_(False)
     return Candidate(
         name=name,
@@ -93,6 +108,15 @@ def _load(reference: str, name: str, device: torch.device) -> Candidate:
         model=model.to(device),
         spec=input_spec(model),
         label_names=label_names(model),
+    )
+
+
+def _load_onnx(reference: str, name: str, device: torch.device) -> Candidate:
+    if device.type != "cpu":
+        raise ConfigError(f"{reference!r} runs on the CPU only: give --device cpu")
+    network = OnnxNetwork(Path(reference))
+    return Candidate(
+        name=name, reference=reference, model=network, spec=network.spec, label_names=network.labels
     )
 
 

@@ -1,78 +1,105 @@
-"""python -m finetune.export RUN_OR_RELEASE DEST: a verified copy of a release that plain timm loads."""
+"""python -m finetune.export CKPT OUT --format timm|onnx|onnx-int8|torch|mlflow: a release for other programs."""
 
 from __future__ import annotations
 
-import filecmp
-import os
-import shutil
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from configs.base import ConfigError
 from configs.exit_code import run_main
-from models.build import InputSpec, input_spec, load_release, resolve_release
+from finetune.exporting import formats
+from finetune.exporting.card import gather_facts
+from finetune.exporting.hub import parse_hub_name, push_folder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def export_release(reference: str, destination: Path) -> InputSpec:
-    """Copies a release to a new folder, whole or not at all, and returns what the network in it takes."""
-    resolved = resolve_release(reference)
-    if not resolved.startswith("local-dir:"):
-        raise ConfigError(
-            f"{reference!r} is no folder: give a run folder with a release, or a release folder"
-        )
-    source = Path(resolved.removeprefix("local-dir:"))
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"{str(destination)!r} exists already: give a new folder, or remove it first")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}")
-    try:
-        shutil.copytree(source, aside)
-        _compare(source, aside)
-        spec = verify_release(str(aside))
-        aside.replace(destination)  # takes the place of an empty folder too
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return spec
+class Format(str, Enum):
+    """What to write."""
 
-
-@torch.no_grad()
-def verify_release(reference: str) -> InputSpec:
-    """Loads a release as timm does and runs it once; ConfigError where the file, the config or the outputs are bad."""
-    model = load_release(reference).eval()
-    spec = input_spec(model)
-    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
-        raise ConfigError(
-            f"the weights of {reference!r} hold infinite or undefined numbers, first in {broken[0]!r}"
-        )
-    model(torch.zeros(1, spec.channels, spec.size, spec.size))
-    return spec
+    TIMM = "timm"
+    ONNX = "onnx"
+    ONNX_INT8 = "onnx-int8"
+    TORCH = "torch"
+    MLFLOW = "mlflow"
 
 
 @app.command()
 def main(
-    source: Annotated[str, typer.Argument(metavar="RUN_OR_RELEASE", help="Run folder or release folder.")],
-    destination: Annotated[Path, typer.Argument(metavar="DEST", help="New folder.")],
+    source: Annotated[str, typer.Argument(metavar="CKPT", help="Run folder or release folder.")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="New folder, or .onnx or .pt2 file.")],
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.TIMM,
+    data: Annotated[
+        str | None, typer.Option(help="onnx-int8: folder of indexed shards to calibrate with and compare on.")
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="timm, mlflow: licence for the model card.")
+    ] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="timm, mlflow: of mirada evaluate, for the card.")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME@ALIAS", help="mlflow: register, as teacher or student.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="hf-hub:OWNER/NAME", help="timm: push to the hub too.")
+    ] = None,
 ) -> None:
-    """Copy a release to DEST after checking that it is whole and that timm can load it."""
-    spec = export_release(source, destination)
-    size = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
-    typer.echo(
-        f"{destination}: {size / 1e6:.1f} MB, for images of {spec.channels} x {spec.size} x {spec.size}; load it with"
-    )
-    typer.echo(f"  timm.create_model('local-dir:{destination}', pretrained=True)")
+    """Write a release for other programs, after checking that what was written gives the same logits."""
+    _check_options(format, data=data, register=register, push=push, license=license, evaluation=evaluation)
+    for line in _export(source, destination, format, data, license, evaluation, register):
+        typer.echo(line)
+    if push is not None:
+        typer.echo(f"pushed: {push_folder(destination, parse_hub_name(push))}")
 
 
-def _compare(source: Path, copy: Path) -> None:
-    names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
-    _, differing, missing = filecmp.cmpfiles(source, copy, names, shallow=False)
-    if differing or missing:
-        raise OSError(f"the copy of {str(source)!r} differs from it in {', '.join(differing + missing)}")
+def _export(
+    source: str,
+    destination: Path,
+    format: Format,
+    data: str | None,
+    license: str | None,
+    evaluation: Path | None,
+    register: str | None,
+) -> list[str]:
+    match format:
+        case Format.ONNX:
+            return formats.to_onnx(source, destination)
+        case Format.ONNX_INT8:
+            return formats.to_onnx_int8(source, destination, data)
+        case Format.TORCH:
+            return formats.to_torch(source, destination)
+    facts = gather_facts(source, license=license, evaluation=evaluation)
+    if format is Format.TIMM:
+        return formats.to_timm(source, destination, facts)
+    registered = formats.Registered.parse(register) if register is not None else None
+    return formats.to_mlflow(source, destination, facts, registered)
+
+
+def _check_options(format: Format, *, push: str | None, register: str | None, **others: object) -> None:
+    """Every option that this format has no use for, said before anything is written."""
+    allowed = {
+        "data": (Format.ONNX_INT8,),
+        "license": (Format.TIMM, Format.MLFLOW),
+        "evaluation": (Format.TIMM, Format.MLFLOW),
+        "register": (Format.MLFLOW,),
+        "push": (Format.TIMM,),
+    }
+    given = {"push": push, "register": register, **others}
+    mistakes = [
+        f"--{name} belongs to --format {' or '.join(kind.value for kind in allowed[name])}, not to {format.value}"
+        for name, value in given.items()
+        if value is not None and format not in allowed[name]
+    ]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    if push is not None:
+        parse_hub_name(push)
+    if register is not None:
+        formats.Registered.parse(register)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,9 @@ Program = Annotated[
 Ranks = Annotated[
     int | None, typer.Option("--ranks", min=1, metavar="N", help="Local processes. Default: train.ranks.")
 ]
+SharingRanks = Annotated[
+    int, typer.Option("--ranks", min=1, metavar="N", help="Local processes that share the images.")
+]
 
 
 def run() -> NoReturn:
@@ -204,9 +207,14 @@ def advise(context: typer.Context) -> None:
 
 
 @app.command(**_PASS_THROUGH)
-def evaluate(context: typer.Context) -> None:
+def evaluate(context: typer.Context, ranks: SharingRanks = 1) -> None:
     """Measure released checkpoints on every image of a split, exactly once."""
-    become_program("finetune.evaluation", context.args)
+    from launch.local import is_inside_job, run_ranks
+
+    if ranks == 1 or is_inside_job(os.environ):
+        become_program("finetune.evaluation", context.args)
+    again = shlex.join(["mirada", *sys.argv[1:]])
+    raise typer.Exit(run_ranks("finetune.evaluation", context.args, num_ranks=ranks, again=again))
 
 
 @app.command(**_PASS_THROUGH)
@@ -219,6 +227,12 @@ def attend(context: typer.Context) -> None:
 def export(context: typer.Context) -> None:
     """Write a released checkpoint in the form another program reads."""
     become_program("finetune.export", context.args)
+
+
+@app.command(**_PASS_THROUGH)
+def predict(context: typer.Context) -> None:
+    """Say what is on image files, by a released or exported checkpoint."""
+    become_program("finetune.predict", context.args)
 
 
 @app.command(**_PASS_THROUGH)

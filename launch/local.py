@@ -51,12 +51,18 @@ def count_cores() -> int:
 
 
 def run_ranks(
-    module: str, arguments: Sequence[str], *, num_ranks: int, out: Path, again: str, grace_s: float = 15.0
+    module: str,
+    arguments: Sequence[str],
+    *,
+    num_ranks: int,
+    again: str,
+    out: Path | None = None,
+    grace_s: float = 15.0,
 ) -> int:
     """Runs a program on `num_ranks` local ranks and returns its exit code; `again` is the command that resumes it.
 
     Rank 0 prints here. What the others print is appended to their logs when they end, since until the program has
-    taken the run folder `out` nobody may write in it.
+    taken the run folder `out` nobody may write in it; a program without one leaves none.
     """
     port, has_gpu = _free_port(), count_gpus(os.environ) > 0
     with contextlib.ExitStack() as files:
@@ -75,8 +81,9 @@ def run_ranks(
             grace_s=grace_s,
         )
         texts = [_read_all(output) for output in outputs]
-    for rank, text in enumerate(texts):
-        _append_to_log(out, rank, text)
+    if out is not None:
+        for rank, text in enumerate(texts):
+            _append_to_log(out, rank, text)
     if outcome.interrupted:
         _say(f"interrupted; next start resumes: {again}")
         return INTERRUPTED

@@ -32,14 +32,15 @@ def measure_latency(model: nn.Module, input_shape: tuple[int, int, int]) -> floa
 def _timed(model: nn.Module, image: torch.Tensor) -> list[float]:
     taken: list[float] = []
     while len(taken) < 3 or (len(taken) < _MOST_FORWARDS and sum(taken) < _MOST_S):
-        _wait(image.device)
+        wait_for_device(image.device)
         began = time.perf_counter()
         model(image)
-        _wait(image.device)
+        wait_for_device(image.device)
         taken.append(time.perf_counter() - began)
     return taken
 
 
-def _wait(device: torch.device) -> None:
+def wait_for_device(device: torch.device) -> None:
+    """Returns when all that was asked of a GPU is done; a CPU has done it already."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -19,6 +19,17 @@ _NUM_BINS = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """The images whose most probable class has a probability in one fifteenth of 0 to 1."""
+
+    num_images: int
+    confidence: float
+    """Mean probability of the most probable class; 0 in an empty bin, as `accuracy`."""
+    accuracy: float
+    """Share of them whose label it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """How a classifier does on a labelled set: the model's own, or a linear one on its features."""
 
@@ -35,6 +46,8 @@ class Scores:
     """Percent of images whose label their neighbours vote for; None where the model's own classifier is scored."""
     more: Mapping[str, float] = field(default_factory=dict)
     """What was measured of the same passes beside it (`Beside`), by name."""
+    reliability: tuple[Bin, ...] = ()
+    """Confidence against accuracy in the bins that `ece` is made of, in order (Guo et al. 2017)."""
 
     @property
     def is_probe(self) -> bool:
@@ -149,4 +162,13 @@ def _scores(sums: Tensor) -> Scores:
         top5=100.0 * float(sums[2]) / count,
         ece=float((confidence - correct).abs().sum()) / count,
         loss=float(sums[3]) / count,
+        reliability=tuple(map(_bin, *sums[4:].view(3, _NUM_BINS).tolist())),
+    )
+
+
+def _bin(count: float, confidence: float, correct: float) -> Bin:
+    return Bin(
+        num_images=round(count),
+        confidence=confidence / max(count, 1.0),
+        accuracy=correct / max(count, 1.0),
     )

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s")
-    _quiet_mlflow()
+    quiet_mlflow()
     if options.parent is not None:
         _behave_as_child()
     if options.watch:
@@ -213,7 +213,7 @@ def _followers(run_dir: Path) -> list[Follower]:
     return [Follower(run_dir, connect, state_name=name) for name, connect in sinks.items()]
 
 
-def _quiet_mlflow() -> None:
+def quiet_mlflow() -> None:
     """No telemetry, no chatter, short timeouts: to be called before mlflow is imported."""
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",

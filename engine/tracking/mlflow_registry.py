@@ -20,7 +20,7 @@ def register(client: MlflowClient, name: str, *, run: Run, tags: Mapping[str, st
     A run has one version however often this is called, and `best` depends on the versions alone, not on the order in
     which they came: the highest top-1, the older one of two that are equal.
     """
-    _create_model(client, name)
+    create_model(client, name)
     versions = list(_versions(client, name))
     own = next((version for version in versions if version.run_id == run.info.run_id), None)
     if own is None:
@@ -39,7 +39,8 @@ def register(client: MlflowClient, name: str, *, run: Run, tags: Mapping[str, st
     return str(own.version)
 
 
-def _create_model(client: MlflowClient, name: str) -> None:
+def create_model(client: MlflowClient, name: str) -> None:
+    """Makes a registered model of this name, unless there is one."""
     from mlflow.exceptions import MlflowException
 
     try:

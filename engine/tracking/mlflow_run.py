@@ -25,7 +25,7 @@ from engine.tracking.mlflow_form import (
 )
 from engine.tracking.mlflow_parent import PARENT_TAG, find_parent, update_parent
 from engine.tracking.mlflow_registry import TOP1_TAG, register
-from engine.tracking.mlflow_store import complaints, environment, experiment_id, schema_lock
+from engine.tracking.mlflow_store import complaints, environment, experiment_id, find_run, schema_lock
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -101,16 +101,11 @@ class MlflowRun:
             self._client, self._config.get("tracking.experiment") or "mirada", self._uri
         )
         run_id = str(event["run_id"])
-        known = self._find(experiment, run_id)
+        known = find_run(self._client, experiment, run_id)
         if known is not None:
             return known
         name = self._config.get("tracking.run_name") or run_dir.resolve().name
         return self._client.create_run(experiment, milliseconds(event), {RUN_ID_TAG: run_id}, run_name=name)
-
-    def _find(self, experiment: str, run_id: str) -> Run | None:
-        wanted = f"tags.`{RUN_ID_TAG}` = '{run_id}'"
-        known = self._client.search_runs([experiment], wanted, max_results=1)
-        return known[0] if known else None
 
     def _link_to_origins(self, event: Event, run: Run) -> None:
         """Names the runs that teacher and first weights came from; the first that is in this experiment is the parent.
@@ -121,7 +116,9 @@ class MlflowRun:
         if self._parent is not None:
             tags[PARENT_TAG] = self._parent
         for origin in event.get("origins", {}).values():
-            parent = self._find(run.info.experiment_id, origin["run_id"]) if "run_id" in origin else None
+            parent = None
+            if "run_id" in origin:
+                parent = find_run(self._client, run.info.experiment_id, origin["run_id"])
             if parent is not None:
                 tags.setdefault(PARENT_TAG, parent.info.run_id)
         for key, text in tags.items():

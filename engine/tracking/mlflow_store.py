@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.tracking.follower import SinkError, held
+from engine.tracking.mlflow_form import RUN_ID_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
@@ -31,6 +33,12 @@ def experiment_id(client: MlflowClient, name: str, uri: str) -> str:
             f"experiment {name!r} was deleted on {uri!r}: restore it there, or choose tracking.experiment"
         )
     return str(found.experiment_id)
+
+
+def find_run(client: MlflowClient, experiment: str, run_id: str) -> Run | None:
+    """MLflow's run of a run of ours, found by its tag; None where it was never sent to this experiment."""
+    known = client.search_runs([experiment], f"tags.`{RUN_ID_TAG}` = '{run_id}'", max_results=1)
+    return known[0] if known else None
 
 
 @contextlib.contextmanager

@@ -79,6 +79,4 @@ def _run(command: str, workdir: Path, environment: Mapping[str, str]) -> None:
     except subprocess.TimeoutExpired as late:
         raise AssertionError(f"not done after {_TIMEOUT_S} s:\n$ {command}\n{late.output}") from late
     if done.returncode != 0:
-        raise AssertionError(
-            f"exit code {done.returncode} from\n$ {command}\n{done.stdout[-_TAIL_CHARS:]}"
-        )
+        raise AssertionError(f"exit code {done.returncode} from\n$ {command}\n{done.stdout[-_TAIL_CHARS:]}")

@@ -15,7 +15,9 @@ import pytest
 
 from configs.base import ConfigError
 from engine.events import EventLog
-from engine.results.report import Inputs, main, render_report, verdict
+from engine.results.report import main, render_report
+from engine.results.reporting.inputs import Inputs
+from engine.results.reporting.verdict import verdict
 from engine.results.run_record import read_run
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> & Söhne'
@@ -56,7 +58,14 @@ class Page(HTMLParser):
         self.text += data
 
 
-def _make_run(path: Path, *, name: str | None = None, program: str = "pretrain", **config: object) -> Path:
+def _make_run(
+    path: Path,
+    *,
+    name: str | None = None,
+    program: str = "pretrain",
+    origins: dict[str, Any] | None = None,
+    **config: object,
+) -> Path:
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(f"model:\n  name: cnn_of_{path.name}\n")
     log = EventLog(path / "events.jsonl")
@@ -72,6 +81,8 @@ def _make_run(path: Path, *, name: str | None = None, program: str = "pretrain",
         versions={"torch": "2.14.1"},
         data_digest="5d41402abc4b2a76b9719d911017c592",
         num_samples=6000,
+        commit="5f3a9c1d2e4b6a7f",
+        origins=origins or {},
     )
     for step in range(10, 60, 10):
         losses = {"train/loss": 3 / step, "train/task": 1 / step, "train/attention": 2 / step}
@@ -117,8 +128,8 @@ def inputs(tmp_path: Path) -> Inputs:
 
 def test_the_page_has_every_run_row_curve_command_and_config(tmp_path: Path, inputs: Inputs) -> None:
     teacher = _make_run(tmp_path / "teacher")
-    reference = str(teacher / "release")
-    student = _make_run(tmp_path / "student", program="finetune", **{"teacher.checkpoint": reference})
+    origins = {"teacher": {"path": "somewhere/else", "run_id": "id-teacher"}}
+    student = _make_run(tmp_path / "student", program="finetune", origins=origins)
 
     html = render_report([teacher, student], inputs=inputs, title="Demo & more")
     page = Page(html)
@@ -141,7 +152,8 @@ def test_the_page_has_every_run_row_curve_command_and_config(tmp_path: Path, inp
     assert "5d41402abc4b2a76b9719d911017c592" in page.text
     assert "2.14.1" in page.text
     assert page.tags.count("svg") == 1 + 7 + 2  # the mark, the shared charts, each run's loss parts
-    assert "made outside these runs" not in page.text
+    assert "made outside these runs" not in page.text and "somewhere/else" in page.text
+    assert "commit 5f3a9c1d2e4b" in page.text
 
 
 def test_what_features_are_worth_is_drawn_for_a_run_without_labels(tmp_path: Path) -> None:
@@ -166,7 +178,8 @@ def test_the_page_loads_nothing(tmp_path: Path, inputs: Inputs) -> None:
 
 
 def test_hostile_names_and_values_stay_text(tmp_path: Path) -> None:
-    run = _make_run(tmp_path / "run", name=HOSTILE, **{"model.name": HOSTILE, "teacher.checkpoint": HOSTILE})
+    origins = {HOSTILE: {"path": HOSTILE}}
+    run = _make_run(tmp_path / "run", name=HOSTILE, origins=origins, **{"model.name": HOSTILE})
     (run / "config.yaml").write_text(f"name: {HOSTILE}\n")
     EventLog(run / "events.jsonl").append("failed", error=HOSTILE)
     evaluation = tmp_path / "evaluation.json"
@@ -277,3 +290,51 @@ def test_several_runs_need_a_place_for_the_page(tmp_path: Path) -> None:
 def test_importing_the_module_imports_no_torch() -> None:
     program = "import sys, engine.results.report; sys.exit(bool({'torch', 'mlflow', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path.cwd()).returncode == 0
+
+
+def _detailed_row(name: str = "student") -> dict[str, Any]:
+    classes = [("Bag", 500, 98.0, 97.0), ("Shirt", 500, 61.5, 70.25), ("Boot", 0, None, None)]
+    keys = ("name", "num_images", "recall", "precision")
+    return {
+        "name": name,
+        "path": f"{name}/release",
+        "top1": 80.0,
+        "corrupted_top1": 51.25,
+        "latency_ms": 1.234,
+        "classes": [dict(zip(keys, values, strict=True)) for values in classes],
+        "confusions": [[0, 0, 490], [0, 1, 10], [1, 0, 192], [1, 1, 308]],
+    }
+
+
+def test_an_evaluation_brings_its_pictures_and_its_classes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "reliability.png").write_bytes(PNG)
+    content = {
+        "num_images": 1000,
+        "rows": [_detailed_row()],
+        "pictures": [{"title": "Reliability", "file": "pictures/reliability.png"}],
+    }
+    evaluation = tmp_path / "evaluation.json"
+    evaluation.write_text(json.dumps(content))
+    page = Page(render_report([], inputs=Inputs(evaluation=evaluation)))
+    assert page.tags.count("img") == 1 and "Reliability" in page.text
+    assert "51.2" in page.text and "1.23" in page.text and "Corrupted, %" in page.text
+    assert "Shirt for Bag (192), Bag for Shirt (10)" in page.text
+    hardest = [page.text.index(name, page.text.index("Recognized, %")) for name in ("Shirt", "Bag", "Boot")]
+    assert hardest == sorted(hardest)
+
+
+def test_samples_show_a_runs_data_once_for_all_runs_that_share_it(tmp_path: Path) -> None:
+    recipe = (
+        "data: {train: 'mirada://sample/train', image_size: 28, channels: 1, mean: [0.3], std: [0.35]}\n"
+        "train: {seed: 3, duration: 5 epochs, global_batch: 8}\n"
+    )
+    runs = [_make_run(tmp_path / name) for name in ("teacher", "student")]
+    for run in runs:
+        (run / "config.yaml").write_text(recipe)
+    page = Page(render_report(runs, inputs=Inputs(samples=True)))
+    assert page.tags.count("img") == 1 and "teacher and student: an image of each class" in page.text
+
+    (runs[1] / "config.yaml").write_text(recipe.replace("mirada://sample/train", str(tmp_path / "gone")))
+    with pytest.raises(ConfigError, match=r"no samples of 'student': no index in .*; leave --samples out"):
+        render_report(runs, inputs=Inputs(samples=True))

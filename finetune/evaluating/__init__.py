@@ -1,0 +1,1 @@
+"""Released networks measured side by side: accuracy, calibration, confusion, robustness, cost and speed."""

@@ -1,0 +1,161 @@
+"""compare: released networks on the same images, every image exactly once over all ranks, on the same machine.
+
+EvalLoader -> Batch -> network -> Tally and Confusion        -> Row
+                   \\-> corrupted -> network -> Tallies       /
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from configs.base import ConfigError
+from data_pipeline.index import ShardIndex, open_index
+from engine.results.confusion import ClassScores, class_scores
+from engine.results.evaluate import Bin
+from engine.world import World
+from finetune.candidate import Candidate
+from finetune.evaluating.scoring import Measured, score
+from models.complexity import count_flops, count_parameters
+from models.latency import measure_latency
+from models.throughput import Throughput, measure_throughput
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What is known about one network."""
+
+    name: str
+    path: str
+    top1: float
+    """Percent."""
+    top5: float
+    """Percent."""
+    ece: float
+    """Expected calibration error over 15 bins, 0 to 1."""
+    parameters: int | None
+    """None, as `flops`, where the file does not tell (ONNX)."""
+    flops: int | None
+    """Of one image's forward; a multiply-add is two."""
+    latency_ms: float
+    """Of one image's forward, warm, median."""
+    images_per_s: float
+    """Forward passes alone, warm, median, in batches of `batch_size`."""
+    batch_size: int
+    """With which it is fastest."""
+    reliability: tuple[Bin, ...]
+    """Confidence against accuracy in the bins of `ece`."""
+    classes: tuple[ClassScores, ...]
+    confusions: tuple[tuple[int, int, int], ...]
+    """True class, predicted class, number of images; pairs that do not occur are left out."""
+    corrupted_top1: float | None
+    """Percent, mean over all corruptions and severities; None where none was asked for."""
+    corruptions: Mapping[str, tuple[float, ...]]
+    """Top-1 in percent at the severities 1 to 5, by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Networks evaluated on the same images, on the same machine."""
+
+    data: str
+    data_digest: str
+    num_images: int
+    rows: tuple[Row, ...]
+    timing: str
+    """How speed was measured."""
+
+
+def compare(
+    candidates: Sequence[Candidate],
+    location: str,
+    *,
+    batch_size: int,
+    world: World,
+    corruptions: Sequence[str] = (),
+) -> Comparison:
+    """Evaluates each network on all of `location` as its own config wants the images; all ranks together."""
+    index = open_index(location)
+    _check_images(index, location)
+    for candidate in candidates:
+        candidate.check_classes(index.classes, location=location)
+    measured: dict[int, Measured] = {}
+    for places in _alike(candidates):
+        group = [candidates[place] for place in places]
+        found = score(group, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
+        measured |= dict(zip(places, found, strict=True))
+    rows = [_row(candidate, measured[place], index, world) for place, candidate in enumerate(candidates)]
+    threads = f", {torch.get_num_threads()} thread(s)" if world.device.type == "cpu" else ""
+    return Comparison(
+        data=location,
+        data_digest=index.digest,
+        num_images=measured[0].scores.num_images,
+        rows=tuple(rows),
+        timing=f"Forward alone, warm, fp32, {world.device.type}{threads}",
+    )
+
+
+def write_json(comparison: Comparison, path: Path, *, pictures: Mapping[str, Path] | None = None) -> None:
+    """Whole or not at all; pictures by title, their paths relative to the file's folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = [
+        {"title": title, "file": os.path.relpath(file, path.parent)}
+        for title, file in (pictures or {}).items()
+    ]
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps({**asdict(comparison), "pictures": drawn}, indent=1) + "\n")
+    aside.replace(path)
+
+
+def _check_images(index: ShardIndex, location: str) -> None:
+    if index.num_samples == 0:
+        raise ConfigError(f"there is no image in {location!r}: give a folder of shards with labelled images")
+    if not index.classes:
+        raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
+
+
+def _alike(candidates: Sequence[Candidate]) -> list[list[int]]:
+    """Places of those that take the same pixels, which are then decoded and corrupted once for all of them."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for place, candidate in enumerate(candidates):
+        groups.setdefault(candidate.input_shape, []).append(place)
+    return list(groups.values())
+
+
+def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: World) -> Row:
+    scores = measured.scores
+    latency_s, throughput = _speed(candidate, world)
+    every = [top1 for severities in measured.corruptions.values() for top1 in severities]
+    return Row(
+        name=candidate.name,
+        path=candidate.reference,
+        top1=scores.top1,
+        top5=scores.top5,
+        ece=scores.ece,
+        parameters=count_parameters(candidate.model) if candidate.is_torch else None,
+        flops=count_flops(candidate.model, candidate.input_shape) if candidate.is_torch else None,
+        latency_ms=1000 * latency_s,
+        images_per_s=throughput.images_per_s,
+        batch_size=throughput.batch_size,
+        reliability=scores.reliability,
+        classes=class_scores(measured.confusion, index.classes),
+        confusions=tuple((true, taken, count) for (true, taken), count in measured.confusion.items()),
+        corrupted_top1=sum(every) / len(every) if every else None,
+        corruptions=measured.corruptions,
+    )
+
+
+def _speed(candidate: Candidate, world: World) -> tuple[float, Throughput]:
+    """Rank 0's, measured while the others wait."""
+    found: tuple[float, Throughput] | None = None
+    if world.is_main:
+        shape = candidate.input_shape
+        found = measure_latency(candidate.model, shape), measure_throughput(candidate.model, shape)
+    found = world.broadcast(found)
+    assert found is not None
+    return found

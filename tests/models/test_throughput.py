@@ -1,0 +1,46 @@
+"""models.throughput: the batch that is fastest, found without trying all of them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.throughput import measure_throughput
+
+
+class Timed(nn.Module):
+    """A forward takes a while for the call, and a while for each image above some number."""
+
+    def __init__(self, *, call_s: float, free_images: int, image_s: float, most_images: int = 10_000) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(1))
+        self.call_s, self.free_images, self.image_s, self.most_images = (
+            call_s,
+            free_images,
+            image_s,
+            most_images,
+        )
+        self.tried = set[int]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.tried.add(len(images))
+        if len(images) > self.most_images:
+            raise torch.OutOfMemoryError("no memory")
+        time.sleep(self.call_s + self.image_s * max(0, len(images) - self.free_images))
+        return images
+
+
+def test_the_search_ends_soon_after_doubling_gains_nothing() -> None:
+    model = Timed(call_s=0.02, free_images=4, image_s=0.02)
+    found = measure_throughput(model, (1, 2, 2))
+    assert found.batch_size == 4 and found.images_per_s == pytest.approx(200, rel=0.3)
+    assert model.tried == {1, 2, 4, 8, 16}
+
+
+def test_a_batch_that_does_not_fit_into_memory_ends_it_too() -> None:
+    model = Timed(call_s=0.02, free_images=64, image_s=0.0, most_images=4)
+    assert measure_throughput(model, (1, 2, 2)).batch_size == 4
+    assert model.tried == {1, 2, 4, 8}
