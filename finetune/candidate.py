@@ -11,7 +11,8 @@ from torch import nn
 
 from configs.base import ConfigError
 from configs.data import DataConfig
-from models.build import InputSpec, input_spec, label_names, load_release
+from models.build import InputSpec, input_spec, label_names, load_release, pretrained_cfg
+from models.preprocessing import preprocessing_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,7 @@ class Candidate:
         return int(getattr(self.model, "num_classes", 0))
 
     def data_config(self, location: str) -> DataConfig:
-        """How this network wants the images of `location`: its size, channels and normalization."""
+        """How this network wants the images of `location`: by its own config."""
         if self.spec.channels not in (1, 3):
             raise ConfigError(
                 f"{self.name!r} takes images of {self.spec.channels} channels; images have 1 or 3"
@@ -46,6 +47,7 @@ class Candidate:
             mean=self.spec.mean,
             std=self.spec.std,
             workers=0,
+            **preprocessing_of(pretrained_cfg(self.model))._asdict(),
         )
 
     def check_classes(self, class_names: Sequence[str], *, location: str) -> None:

@@ -6,31 +6,58 @@ import sys
 
 from configs.base import ConfigError
 from configs.exit_code import run_main
+from configs.training import ModelConfig
 from data_pipeline.index import ShardIndex
 from engine.planning.command import Trained, plan_run
-from finetune.config import FinetuneConfig
+from finetune.config import FROM_CHECKPOINT, FinetuneConfig
+from finetune.follow import follow_checkpoint
+from finetune.modes import apply_mode
 from models.build import build_model, load_release, resolve_release
+from models.surgery import inherit_args
+from models.weight_source import open_source
+
+
+def decide(config: FinetuneConfig) -> FinetuneConfig:
+    """The config as the run will have it; as it is where the checkpoint is not there yet and the network is named."""
+    try:
+        return follow_checkpoint(config)[0]
+    except ConfigError:
+        if config.model.name == FROM_CHECKPOINT:
+            raise
+        return config
 
 
 def build(config: FinetuneConfig, index: ShardIndex) -> Trained:
     """The student as `finetune.run` builds it, with fresh weights: a plan asks for shapes; and its teacher."""
     data = config.data
+    model, note = _network(config)
     student = build_model(
-        config.model,
+        model,
         num_classes=len(index.classes),
         in_chans=data.channels,
         image_size=data.image_size,
         other_sizes=data.image_sizes[:-1],
     )
+    apply_mode(student, config.mode)
     if config.teacher is None:
-        return Trained(model=student)
+        return Trained(model=student, note=note)
     try:
         resolve_release(config.teacher.checkpoint)
     except ConfigError as missing:
         return Trained(model=student, note=f"without the teacher, which is not there yet: {missing}")
     teacher = load_release(config.teacher.checkpoint).requires_grad_(False)
-    return Trained(model=student, frozen=teacher)
+    return Trained(model=student, frozen=teacher, note=note)
+
+
+def _network(config: FinetuneConfig) -> tuple[ModelConfig, str]:
+    """With the arguments that a checkpoint hands on; and what could not be known."""
+    if config.checkpoint is None:
+        return config.model, ""
+    try:
+        return inherit_args(config.model, open_source(config.checkpoint)), ""
+    except ConfigError as missing:
+        return config.model, f"without the checkpoint, which is not there yet: {missing}"
 
 
 if __name__ == "__main__":
-    run_main(lambda: plan_run(FinetuneConfig, build, sys.argv[1:]))
+    run_main(lambda: plan_run(FinetuneConfig, build, sys.argv[1:], decide=decide))

@@ -10,12 +10,15 @@ from torch import nn
 from configs.base import ConfigError
 
 
-def layer_order(model: nn.Module) -> dict[str, int]:
-    """Layer number of each parameter by name, 0 next to the input, as the model's own grouping has it."""
+def layer_order(model: nn.Module, *, wanted_by: str = "optim.layer_decay") -> dict[str, int]:
+    """Layer number of each parameter by name, 0 next to the input, as the model's own grouping has it.
+
+    `wanted_by` is the setting that an error names.
+    """
     matcher: Any = getattr(model, "group_matcher", None)
     if matcher is None:
         raise ConfigError(
-            f"optim.layer_decay: {type(model).__name__} does not say how its layers are ordered; leave it out"
+            f"{wanted_by}: {type(model).__name__} does not say how its layers are ordered; leave it out"
         )
     order = group_parameters(model, matcher(coarse=False), reverse=True)
     layers = {str(name): int(layer) for name, layer in order.items()}
