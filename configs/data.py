@@ -198,6 +198,11 @@ class DataConfig(Section):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Per channel, of pixels scaled to 0..1; applied on the device."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How images are resized. ``bicubic`` is sharper, what many released networks were trained on, and slower."""
+    eval_crop: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Evaluate the central square of this part of the shorter side (timm's ``crop_pct``). Default: the whole image,
+    squeezed into a square."""
     decode: Literal["fast", "exact"] = "fast"
     """``exact``: PIL's full decode and antialiased resize, bit for bit; ``fast``: close to it, and faster."""
     workers: int = Field(default=2, ge=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -35,8 +35,11 @@ class Loaded(Generic[Config]):
     """Dotted path -> file name or ``command line``; a path that is absent has its default value."""
 
     def yaml(self) -> str:
-        """The effective config, every default written out; fit to be loaded again."""
-        return yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        """The effective config, every default written out that is one; fit to be loaded again.
+
+        What only the start of the run decides (`RunConfig.undecided`) is left out: written down it would count.
+        """
+        return yaml.safe_dump(self._decided(), sort_keys=False)
 
     @property
     def digest(self) -> str:
@@ -46,7 +49,11 @@ class Loaded(Generic[Config]):
 
     def annotated_yaml(self) -> str:
         """`yaml()` with the origin of each value as a comment."""
-        return "".join(_annotated_lines(self.config.model_dump(mode="json"), self.origins))
+        return "".join(_annotated_lines(self._decided(), self.origins))
+
+    def _decided(self) -> dict[str, Any]:
+        undecided: Collection[str] = getattr(self.config, "undecided", ())
+        return _without(self.config.model_dump(mode="json"), undecided)
 
 
 def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[Config]:
@@ -214,6 +221,14 @@ def _tags(schema: type[BaseModel], name: str) -> dict[str, type[BaseModel]]:
         str(tag): member
         for member in _members(schema, name)
         for tag in get_args(member.model_fields[field.discriminator].annotation)
+    }
+
+
+def _without(tree: Mapping[str, Any], names: Collection[str], prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _without(value, names, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+        if f"{prefix}{key}" not in names
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,12 @@ def refuse_other_run(run_folder: Path, config: RunConfig) -> None:
         raise ConfigError(
             f"run folder {str(run_folder)!r} belongs to another kind of run ({error}); {advice}"
         ) from error
-    differences = _differences(fixed_settings(former), fixed_settings(config))
+    open_here = config.undecided
+    then, now = (
+        {key: value for key, value in fixed_settings(one).items() if not _is_within(key, open_here)}
+        for one in (former, config)
+    )
+    differences = _differences(then, now)
     if differences:
         raise ConfigError(
             f"run folder {str(run_folder)!r} belongs to another config: {'; '.join(differences)}; {advice}"
@@ -69,7 +74,11 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _is_free(key: str) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in _FREE)
+    return _is_within(key, _FREE)
+
+
+def _is_within(key: str, names: Collection[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def free_sibling(path: Path) -> Path:

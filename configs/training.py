@@ -11,6 +11,9 @@ from configs.attention import AttentionConfig
 from configs.base import Duration, DurationField, Section
 from configs.data import DataConfig
 
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt")
+"""How the name of a file with weights ends; all but the first are PyTorch's."""
+
 
 class ModelConfig(Section):
     """A timm model by name, with the keyword arguments timm takes."""
@@ -194,3 +197,8 @@ class RunConfig(Section):
     def releases(self) -> Mapping[str, str]:
         """The released checkpoints that the run builds on, by what they are to it."""
         return {}
+
+    @property
+    def undecided(self) -> frozenset[str]:
+        """Settings by dotted path that are known only when the run starts."""
+        return frozenset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -11,7 +12,14 @@ from numpy.typing import NDArray
 from configs.data import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
 from data_pipeline.index import ShardIndex
-from data_pipeline.pixels.augment import Variations, draw_variations, uniforms, varied_as, whole_image
+from data_pipeline.pixels.augment import (
+    Variations,
+    central_squares,
+    draw_variations,
+    uniforms,
+    varied_as,
+    whole_image,
+)
 from data_pipeline.pixels.crop import decode_crop
 from data_pipeline.pixels.decode import DecodeError, Header, Pixels, read_header
 from data_pipeline.pixels.exact import decode_crop_exactly
@@ -38,7 +46,9 @@ class SampleReader:
 
     def __init__(self, index: ShardIndex, data: DataConfig, files: ShardFiles | None = None) -> None:
         self._index = index
-        self._decode_crop = decode_crop_exactly if data.decode == "exact" else decode_crop
+        decode = decode_crop_exactly if data.decode == "exact" else decode_crop
+        self._decode_crop = partial(decode, bicubic=data.interpolation == "bicubic")
+        self._eval_crop = data.eval_crop
         self._mean_colour = np.rint(np.array(data.mean) * 255).clip(0, 255).astype(np.uint8)
         self._files = files or open_files(index, data)
         self._scratch = np.empty((0, 0, data.channels), np.uint8)
@@ -68,9 +78,12 @@ class SampleReader:
         return bad | self._render(encoded, variations, images, photometric)
 
     def read_whole(self, slots: Ints, sample_ids: Ints, images: Pixels) -> dict[int, BadSample]:
-        """Puts each sample, resized and otherwise as it is, into its slot of `images`; slot -> fault."""
+        """Puts each sample, as evaluation looks at it, into its slot of `images`; slot -> fault."""
         encoded, bad = self._fetch(slots, sample_ids)
-        return bad | self._render(encoded, whole_image(*_sizes(encoded)), images, None)
+        sizes = _sizes(encoded)
+        part = self._eval_crop
+        boxes = whole_image(*sizes) if part is None else central_squares(part, images.shape[1], *sizes)
+        return bad | self._render(encoded, boxes, images, None)
 
     def labels(self, sample_ids: Ints) -> Ints:
         """The label of each sample; -1 where there is none."""

@@ -56,6 +56,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def starting_weights(self) -> Path:
+        """What became of each weight of the checkpoint that the run started from."""
+        return self.path / "starting_weights.json"
+
+    @property
     def bad_samples(self) -> Path:
         return self.path / "bad_samples.jsonl"
 

@@ -5,18 +5,22 @@ ranks -> data -> [model -> engine -> objective: the program's own] -> run folder
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from configs.base import Duration
+from configs.base import ConfigError, Duration
 from configs.training import ModelConfig, ProbeConfig, RunConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.sample_names import SampleNames
 from data_pipeline.loader import EvalLoader, ShardLoader
 from data_pipeline.sidecar import Sidecar
+from data_pipeline.whole_file import write_whole
 from engine.command import Command
 from engine.datasets import open_datasets
 from engine.events import EventLog
@@ -37,7 +41,7 @@ from engine.sharding.zero import Engine
 from engine.sharding.zero_config import BatchShape
 from engine.survival.bad_list import BadList
 from engine.survival.lifeline import Lifeline
-from engine.survival.preempt import StopSignal
+from engine.survival.preempt import Stopped, StopSignal
 from engine.survival.rollback import Rollback
 from engine.survival.safeguards import Safeguards
 from engine.survival.watchdog import Watchdog
@@ -51,7 +55,10 @@ from models.carrier import main_network, released_parts
 from models.complexity import count_own_flops, train_flops_per_image
 from models.dry_step import Forward, call_model
 from models.kernel_report import layers_by_kernel, report_kernels
-from models.pretext import Pretext
+from models.key_report import KeyReport
+from models.lora import merge_lora
+
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -94,6 +101,16 @@ class Session:
         self._peak_flops: float | None = None
         self._system_metrics: SystemMetrics | None = None
         self._progress = Progress(command.out.name, quiet=not world.is_main)
+        self._started_from: KeyReport | None = None
+
+    def started_from(self, report: KeyReport) -> None:
+        """Remembers what became of a checkpoint's weights: the run folder keeps all of it, the log the gist."""
+        self._started_from = report
+        self._progress.note(report.summary())
+
+    def note(self, text: str) -> None:
+        """Shows a line, once for all ranks."""
+        self._progress.note(text)
 
     def examine(
         self, model: nn.Module, *, forward: Forward = call_model, frozen: Sequence[nn.Module] = ()
@@ -142,16 +159,13 @@ class Session:
         With `probe` it is features that are evaluated, else logits; with `beside` something else of the same passes
         too, and before the first step as well. `follow` is told the number of each step before it.
         """
-        self._folder = open_run_folder(self._command.out, self.config, self.world, fresh=self._command.fresh)
-        start_logging(self._folder, self.world)
-        if self.world.is_main:
-            self._start_record(self._folder)
+        folder = self._take_folder()
         self._progress.note(str(BatchShape.of(self.config, self.world)))
         checkpoints = CheckpointStore(
-            self._folder.checkpoints,
+            folder.checkpoints,
             self.world,
             keep=self.config.train.keep_checkpoints,
-            run_digest=self._folder.digest,
+            run_digest=folder.digest,
         )
         penalties = self.config.model.attention.regularize
         if penalties:
@@ -163,11 +177,31 @@ class Session:
             loader=self._loader,
             timetable=self._timetable,
             checkpoints=checkpoints,
-            journal=self._journal(self._folder),
-            safeguards=self._safeguards(self._folder),
+            journal=self._journal(folder),
+            safeguards=self._safeguards(folder),
             evaluator=self._evaluator(probe, beside),
             follow=follow,
         )
+
+    def evaluate(self, model: nn.Module, probe: ProbeConfig) -> int:
+        """A run that trains nothing: scores what `model` gives as features, and releases it as it is."""
+        folder = self._take_folder()
+        journal, evaluator = self._journal(folder), self._evaluator(probe)
+        if evaluator is None:
+            raise ConfigError("there is no data.val to score the features on")
+        scores, stopped_by = None, None
+        with journal.failures_on_record(lambda: 0):
+            try:
+                scores = evaluator.scores(model)
+                journal.evaluated(0, scores)
+                journal.list_bad_samples(self.world)
+            except Stopped:
+                stopped_by = self.stop.agree(self.world)
+        journal.ended(0, stopped_by)
+        outcome = Outcome(step=0, stopped_by=stopped_by, scores=scores)
+        if stopped_by is None and self.world.is_main:
+            self._release(folder, model, model.state_dict(), outcome)
+        return self._end(outcome)
 
     def close(
         self, engine: Engine, outcome: Outcome, *, others: Mapping[str, ModelConfig] | None = None
@@ -180,14 +214,26 @@ class Session:
             try:
                 weights = engine.release_weights()
                 if self.world.is_main:
-                    self._release(self._folder, engine, weights, outcome, others or {})
+                    self._release(self._folder, engine.module, weights, outcome, others or {})
             except BaseException as error:  # the log said that the run is finished
                 self._events.append("failed", error=f"release: {type(error).__name__}: {error}")
                 raise
+        return self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> int:
         if self._system_metrics is not None:
             self._system_metrics.stop()
         self._events.close()
         return outcome.exit_code
+
+    def _take_folder(self) -> RunFolder:
+        """From here on the run has a folder, a log and a record."""
+        folder = open_run_folder(self._command.out, self.config, self.world, fresh=self._command.fresh)
+        self._folder = folder
+        start_logging(folder, self.world)
+        if self.world.is_main:
+            self._start_record(folder)
+        return folder
 
     def _start_record(self, folder: RunFolder) -> None:
         """The "run" event, what follows the log, and what samples the host."""
@@ -202,10 +248,22 @@ class Session:
             self._events.append("kernels", kernels=kernels)
             counts = [f"{kernel} in {len(layers)} layers" for kernel, layers in kernels.items()]
             self._progress.note(f"attention: {', '.join(counts)}")
+        if self._started_from is not None:
+            self._record_weights(folder, self._started_from)
         start_follower(folder.path)
         if self.config.tracking.system_metrics:
             first = count_samples(folder.events)
             self._system_metrics = SystemMetrics(self._events, first=first, folder=folder.path)
+
+    def _record_weights(self, folder: RunFolder, report: KeyReport) -> None:
+        log.info("%s", report.summary())
+        write_whole(folder.starting_weights, json.dumps(report.as_dict(), indent=1) + "\n")
+        self._events.append(
+            "starting_weights",
+            reference=report.reference,
+            **report.counts(),
+            path=str(folder.starting_weights),
+        )
 
     def _eval_loader(self, index: ShardIndex) -> EvalLoader:
         share = -(-self.config.train.global_batch // self.world.size)
@@ -213,7 +271,7 @@ class Session:
             index, self.config.data, batch_size=share, rank=self.world.rank, world_size=self.world.size
         )
 
-    def _evaluator(self, probe: ProbeConfig | None, beside: Beside | None) -> Evaluator | None:
+    def _evaluator(self, probe: ProbeConfig | None, beside: Beside | None = None) -> Evaluator | None:
         if self._val_loader is None:
             return None
         data, batches = self.config.data, self.stop.between(self._val_loader, self.world)
@@ -286,10 +344,10 @@ class Session:
     def _release(
         self,
         folder: RunFolder,
-        engine: Engine,
+        module: nn.Module,
         weights: Mapping[str, Tensor],
         outcome: Outcome,
-        others: Mapping[str, ModelConfig],
+        others: Mapping[str, ModelConfig] = MappingProxyType({}),
     ) -> None:
         origin = Origin(
             command=str(self._command),
@@ -297,13 +355,14 @@ class Session:
             data_digest=self.index.digest,
             step=outcome.step,
         )
-        for name, (model, own_weights) in reversed(released_parts(engine.module, weights).items()):
+        for name, (model, own_weights) in reversed(released_parts(module, weights).items()):
             path = write_release(
                 folder.release_of(name),
                 model=model,
-                weights=own_weights,
+                weights=merge_lora(model, own_weights),
                 config=self.config.model_copy(update={"model": others.get(name, self.config.model)}),
-                classes=() if isinstance(engine.module, Pretext) else self.index.classes,
+                # Features tell none apart.
+                classes=self.index.classes if getattr(model, "num_classes", 0) else (),
                 origin=origin,
                 scores=None if name else outcome.scores,
             )

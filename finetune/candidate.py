@@ -12,7 +12,8 @@ from torch import nn
 from configs.base import ConfigError
 from configs.data import DataConfig
 from finetune.exporting.onnx_network import OnnxNetwork
-from models.build import InputSpec, input_spec, label_names, load_release
+from models.build import InputSpec, input_spec, label_names, load_release, pretrained_cfg
+from models.preprocessing import preprocessing_of
 
 ONNX_SUFFIX = ".onnx"
 
@@ -46,7 +47,7 @@ class Candidate:
         return self.spec.channels, self.spec.size, self.spec.size
 
     def data_config(self, location: str) -> DataConfig:
-        """How this network wants the images of `location`: its size, channels and normalization."""
+        """How this network wants the images of `location`: by its own config."""
         if self.spec.channels not in (1, 3):
             raise ConfigError(
                 f"{self.name!r} takes images of {self.spec.channels} channels; images have 1 or 3"
@@ -59,6 +60,7 @@ class Candidate:
             mean=self.spec.mean,
             std=self.spec.std,
             workers=0,
+            **preprocessing_of(pretrained_cfg(self.model))._asdict(),
         )
 
     def check_classes(self, class_names: Sequence[str], *, location: str) -> None:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
 from configs.base import Section
 from configs.fade import Fade
+from configs.modes import FullMode, KnnMode, LinearProbeMode, Mode
 from configs.training import ModelConfig, RunConfig
+
+FROM_CHECKPOINT = "checkpoint"
+"""The `model.name` that stands for the checkpoint's own."""
+
+FOLLOWING = ("channels", "image_size", "mean", "std", "interpolation", "eval_crop")
+"""Settings of `data` that are the checkpoint's where the recipe does not give them."""
 
 
 class LossConfig(Section):
@@ -161,11 +168,23 @@ class TeacherConfig(Section):
 StudentName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
+class StudentConfig(ModelConfig):
+    """The network that is fine-tuned: the checkpoint's own unless it is named."""
+
+    name: str = FROM_CHECKPOINT
+    """timm architecture; needed where there is no checkpoint, or one that does not say what it is of."""
+
+
 class FinetuneConfig(RunConfig):
     """Supervised fine-tuning or distillation of `model`."""
 
+    model: StudentConfig = StudentConfig()
+    """Default: the checkpoint's own network, with its own arguments where none are given."""
     checkpoint: str | None = None
-    """Released folder whose weights the model starts from; the head is reset when the classes differ."""
+    """What the model starts from: a release or run folder, a timm name, ``hf-hub:OWNER/NAME``, a ``.safetensors`` or
+    ``.pth`` file; docs/finetune.md."""
+    mode: Mode = FullMode()
+    """What is trained: full, linear_probe, last_blocks, lora, or knn, which trains nothing."""
     teacher: TeacherConfig | None = None
     task_weight: float = Field(default=1.0, ge=0.0)
     """Weight of the loss on true labels."""
@@ -209,6 +228,59 @@ class FinetuneConfig(RunConfig):
     def _answers_were_kept(self) -> FinetuneConfig:
         if self.teacher is not None and self.teacher.cache is not None and self.uncacheable:
             raise ValueError(f"teacher.cache cannot be used with {'; nor with '.join(self.uncacheable)}")
+        return self
+
+    @property
+    def undecided(self) -> frozenset[str]:
+        """What the checkpoint decides, since the recipe does not."""
+        if self.checkpoint is None:
+            return frozenset()
+        data = {f"data.{name}" for name in FOLLOWING if name not in self.data.model_fields_set}
+        named = self.model.name != FROM_CHECKPOINT
+        network = (
+            {"model.name"}
+            if "attention" in self.model.model_fields_set
+            else {"model.name", "model.attention"}
+        )
+        return frozenset(data if named else data | network)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_by_its_name(cls, given: Any) -> Any:
+        """``mode: lora`` is ``mode: {name: lora}``; and knn needs no setting of a training."""
+        if not isinstance(given, Mapping):
+            return given
+        mode = given.get("mode")
+        if isinstance(mode, str):
+            mode = {"name": mode}
+            given = {**given, "mode": mode}
+        if not isinstance(mode, Mapping) or mode.get("name") != "knn":
+            return given
+        train = {"duration": "1 steps", "global_batch": 64, **(given.get("train") or {})}
+        return {"optim": {"lr": 1.0}, **given, "train": train}
+
+    @model_validator(mode="after")
+    def _modes_start_from_a_checkpoint(self) -> FinetuneConfig:
+        mistakes = []
+        name = self.mode.name
+        if self.checkpoint is None:
+            if name != "full":
+                mistakes.append(
+                    f"mode.name {name!r} keeps weights of a checkpoint, and none is given: set 'checkpoint'"
+                )
+            if self.model.name == FROM_CHECKPOINT:
+                mistakes.append("'model.name' is missing: name an architecture of timm, or set 'checkpoint'")
+        if isinstance(self.mode, LinearProbeMode) and self.optim.layer_decay is not None:
+            mistakes.append(
+                "optim.layer_decay is of several layers, and linear_probe trains one: leave it out"
+            )
+        if isinstance(self.mode, KnnMode):
+            if self.teacher is not None:
+                mistakes.append("mode.name 'knn' learns nothing: leave 'teacher' out")
+            if self.data.val is None:
+                mistakes.append("mode.name 'knn' scores the images of data.val: set it")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return self
 
     @model_validator(mode="after")

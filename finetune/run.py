@@ -1,4 +1,4 @@
-"""A fine-tuning run, in data order: released checkpoint or fresh student, teacher -> losses -> release."""
+"""A fine-tuning run, in data order: checkpoint or fresh student -> mode, teacher -> losses -> release."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from configs.load import load_config
+from configs.modes import KnnMode
 from engine.command import Command
 from engine.session import Session, open_session
 from engine.sharding.zero import build_engine
@@ -15,18 +16,26 @@ from finetune.beside import watch_evaluation
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective
 from finetune.ensemble import as_one, load_teachers
+from finetune.follow import follow_checkpoint
 from finetune.learner import with_projections
+from finetune.modes import apply_mode, features_of
 from finetune.teacher import Observer, Teacher
 from finetune.teacher_cache import CachedTeacher, open_teacher_cache
 from models.apprentice import Classroom, logits_of_all
-from models.build import build_from_release, build_model
+from models.build import build_model
+from models.surgery import build_from_source
+from models.weight_source import WeightSource
 
 
 def run(command: Command) -> int:
     """Trains one rank's share of the run; returns the exit code (0 finished, 75 or 130 saved and stopped)."""
-    config = load_config(FinetuneConfig, command.recipe, command.overrides).config
+    recipe = load_config(FinetuneConfig, command.recipe, command.overrides).config
+    config, source = follow_checkpoint(recipe)
     with open_session(command, config) as session:
-        students = _build_students(config, session)
+        students = _build_students(config, source, session)
+        session.note(apply_mode(students[""], config.mode))
+        if isinstance(config.mode, KnnMode):
+            return session.evaluate(features_of(students[""]).to(session.world.device), config.mode.probe)
         teachers = _load_teachers(config, session)
         observer = _observer(config, session, teachers)
         students = {name: with_projections(one, config, teachers) for name, one in students.items()}
@@ -51,39 +60,43 @@ def run(command: Command) -> int:
         return session.close(engine, trainer.fit(session.stop), others=config.students)
 
 
-def _build_students(config: FinetuneConfig, session: Session) -> dict[str, nn.Module]:
+def _build_students(
+    config: FinetuneConfig, source: WeightSource | None, session: Session
+) -> dict[str, nn.Module]:
     """The run's own student as "", and those beside it, each with the first weights that it would have alone."""
-    students = {"": _build_student(config, session)}
+    students = {"": _build_student(config, source, session)}
     for name, model in config.students.items():
         torch.manual_seed(config.train.seed)
-        students[name] = _build_student(
-            config.model_copy(update={"model": model, "checkpoint": None}), session
-        )
+        students[name] = _build_student(config.model_copy(update={"model": model}), None, session)
     return students
 
 
-def _build_student(config: FinetuneConfig, session: Session) -> nn.Module:
-    data = config.data
-    if config.checkpoint is not None:
-        return build_from_release(
+def _build_student(config: FinetuneConfig, source: WeightSource | None, session: Session) -> nn.Module:
+    data, classes = config.data, session.index.classes
+    num_classes = config.model.num_classes or len(classes)
+    if source is None:
+        return build_model(
             config.model,
-            config.checkpoint,
-            num_classes=len(session.index.classes),
+            num_classes=num_classes,
             in_chans=data.channels,
             image_size=data.image_size,
             other_sizes=data.image_sizes[:-1],
             mean=data.mean,
             std=data.std,
         )
-    return build_model(
+    student, report = build_from_source(
         config.model,
-        num_classes=len(session.index.classes),
+        source,
+        num_classes=num_classes,
+        class_names=classes,
         in_chans=data.channels,
         image_size=data.image_size,
         other_sizes=data.image_sizes[:-1],
         mean=data.mean,
         std=data.std,
     )
+    session.started_from(report)
+    return student
 
 
 def _load_teachers(config: FinetuneConfig, session: Session) -> Sequence[Teacher]:

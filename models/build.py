@@ -28,8 +28,7 @@ CONFIG_FILE = "config.json"
 SIGNATURE = "mirada"
 """Key of a release's config that timm leaves alone."""
 
-# What timm, fed with arguments that do not fit an architecture, has been seen to raise.
-_BUILD_ERRORS = (
+BUILD_ERRORS = (
     TypeError,
     ValueError,
     AssertionError,
@@ -38,6 +37,7 @@ _BUILD_ERRORS = (
     AttributeError,
     ArithmeticError,
 )
+"""What timm, fed with arguments that do not fit an architecture, has been seen to raise."""
 
 # Arguments that other parts of a recipe set: giving them twice would let one be dropped in silence.
 _RESERVED_ARGS = {
@@ -81,13 +81,13 @@ def build_model(
     _check_name(config.name)
     args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
     try:
-        model = _create(config.name, pretrained=False, any_size=bool(other_sizes), **args)
+        model = _create(config.name, any_size=bool(other_sizes), **args)
         apply_attention(model, config.attention)
         _check_forward(model, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
-    except _BUILD_ERRORS as error:
+    except BUILD_ERRORS as error:
         raise ConfigError(
             f"model: {config.name!r} cannot be built with args {dict(config.args)!r} for {in_chans} x {image_size} x "
-            f"{image_size} images and {num_classes} classes: {_first_line(error)}"
+            f"{image_size} images and {num_classes} classes: {first_line(error)}"
         ) from error
     _check_other_sizes(model, config.name, num_classes=num_classes, in_chans=in_chans, sizes=other_sizes)
     _describe_input(
@@ -100,45 +100,6 @@ def load_release(reference: str) -> nn.Module:
     """A trained network: a release folder, a run folder with a release, or a reference of timm's own."""
     resolved = resolve_release(reference)
     return _create_from(resolved, reference, _release_attention(resolved))
-
-
-def build_from_release(
-    config: ModelConfig,
-    reference: str,
-    *,
-    num_classes: int,
-    in_chans: int,
-    image_size: int,
-    other_sizes: Sequence[int] = (),
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-) -> nn.Module:
-    """The network of `config` starting from released weights.
-
-    timm resamples positions, folds input channels and resets a head that does not fit. Without mean and std the
-    checkpoint's own stay in its ``pretrained_cfg``. With `other_sizes` it takes images of those sizes too.
-    """
-    _check_name(config.name)
-    resolved = resolve_release(reference)
-    architecture = _release_architecture(resolved)
-    if architecture is not None and architecture != get_arch_name(config.name):
-        raise ConfigError(
-            f"model.name is {config.name!r}, but checkpoint {reference!r} holds a {architecture!r}: "
-            f"set model.name to what the checkpoint holds"
-        )
-    gates = _release_attention(resolved).gates
-    if gates is not None and gates != config.attention.gates:
-        raise ConfigError(
-            f"checkpoint {reference!r} has gates: set model.attention.gates to what it was trained with, "
-            f"{gates.model_dump(mode='json', exclude_defaults=True)}"
-        )
-    args = _timm_args(config, num_classes=num_classes, in_chans=in_chans, image_size=image_size)
-    model = _create_from(resolved, reference, config.attention, any_size=bool(other_sizes), **args)
-    _check_other_sizes(model, config.name, num_classes=num_classes, in_chans=in_chans, sizes=other_sizes)
-    _describe_input(
-        model, num_classes=num_classes, in_chans=in_chans, image_size=image_size, mean=mean, std=std
-    )
-    return model
 
 
 def resolve_release(reference: str) -> str:
@@ -160,7 +121,7 @@ def resolve_release(reference: str) -> str:
 
 def input_spec(model: nn.Module) -> InputSpec:
     """What the network was trained on, read from its ``pretrained_cfg``."""
-    cfg = _pretrained_cfg(model)
+    cfg = pretrained_cfg(model)
     channels, height, width = cfg["input_size"]
     if height != width:
         raise ConfigError(
@@ -176,13 +137,27 @@ def input_spec(model: nn.Module) -> InputSpec:
 
 def label_names(model: nn.Module) -> tuple[str, ...]:
     """The classes by name in the order of the logits; empty where the release does not carry them."""
-    return tuple(map(str, _pretrained_cfg(model).get("label_names") or ()))
+    return tuple(map(str, pretrained_cfg(model).get("label_names") or ()))
+
+
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """What timm keeps about a network: its input, its preprocessing, its classes."""
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    if cfg is None:
+        raise ConfigError(f"{type(model).__name__} has no pretrained_cfg: it does not come from timm")
+    return dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
 
 
 def own_module(architecture: str) -> str | None:
     """The module of ours that adds an architecture to timm's registry; None for timm's own."""
     module: str = timm.model_entrypoint(architecture).__module__
     return None if module.startswith("timm.") else module
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of timm or torch says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}" if lines else type(error).__name__
 
 
 def _check_name(name: str) -> None:
@@ -231,20 +206,18 @@ def _check_forward(model: nn.Module, *, num_classes: int, in_chans: int, image_s
         raise ValueError(f"its output has the shape {shape} instead of {(1, num_classes)}")
 
 
-def _create(name: str, *, pretrained: bool, any_size: bool, **args: Any) -> nn.Module:
+def _create(name: str, *, any_size: bool, **args: Any) -> nn.Module:
     """timm's model; with `any_size` one that is not bound to the size it is built for, where timm has such a one."""
     if any_size:
         try:
-            flexible: nn.Module = timm.create_model(
-                name, pretrained=pretrained, **{"dynamic_img_size": True, **args}
-            )
+            flexible: nn.Module = timm.create_model(name, **{"dynamic_img_size": True, **args})
         except TypeError as error:
             # Without this argument are CNNs, which fit as they are, and those that cannot be resized.
             if "dynamic_img_size" not in str(error):
                 raise
         else:
             return flexible
-    model: nn.Module = timm.create_model(name, pretrained=pretrained, **args)
+    model: nn.Module = timm.create_model(name, **args)
     return model
 
 
@@ -254,9 +227,9 @@ def _check_other_sizes(
     for size in sizes:
         try:
             _check_forward(model, num_classes=num_classes, in_chans=in_chans, image_size=size)
-        except _BUILD_ERRORS as error:
+        except BUILD_ERRORS as error:
             raise ConfigError(
-                f"data.progressive: {name!r} cannot take images of {size} x {size} pixels ({_first_line(error)}); use "
+                f"data.progressive: {name!r} cannot take images of {size} x {size} pixels ({first_line(error)}); use "
                 "multiples of its patch size with a ViT or Swin, or a CNN, or leave data.progressive out"
             ) from error
 
@@ -264,7 +237,7 @@ def _check_other_sizes(
 def _describe_input(
     model: nn.Module, *, num_classes: int, in_chans: int, image_size: int, **stats: Any
 ) -> None:
-    cfg = {key: value for key, value in _pretrained_cfg(model).items() if key not in _FOREIGN_FACTS}
+    cfg = {key: value for key, value in pretrained_cfg(model).items() if key not in _FOREIGN_FACTS}
     given = {key: value for key, value in stats.items() if value is not None}
     size = (in_chans, image_size, image_size)
     cfg |= {
@@ -276,21 +249,12 @@ def _describe_input(
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]  # timm's names for one dict
 
 
-def _pretrained_cfg(model: nn.Module) -> dict[str, Any]:
-    cfg: Any = getattr(model, "pretrained_cfg", None)
-    if cfg is None:
-        raise ConfigError(f"{type(model).__name__} has no pretrained_cfg: it does not come from timm")
-    return dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
-
-
-def _create_from(
-    resolved: str, reference: str, attention: AttentionConfig, *, any_size: bool = False, **args: Any
-) -> nn.Module:
-    has_gates = _release_attention(resolved).gates is not None
-    if has_gates:
-        args["pretrained_strict"] = False  # timm's network has no place for them yet
+def _create_from(resolved: str, reference: str, attention: AttentionConfig) -> nn.Module:
+    has_gates = attention.gates is not None
+    # timm's network has no place for gates yet.
+    args: dict[str, Any] = {"pretrained_strict": False} if has_gates else {}
     try:
-        model = _create(resolved, pretrained=True, any_size=any_size, **args)
+        model: nn.Module = timm.create_model(resolved, pretrained=True, **args)
     except SafetensorError as error:
         raise ConfigError(
             f"{WEIGHTS_FILE} of {reference!r} is damaged ({error}): copy or release it again"
@@ -299,8 +263,8 @@ def _create_from(
         raise ConfigError(
             f"{CONFIG_FILE} of {reference!r} is no JSON ({error}): copy or release it again"
         ) from error
-    except _BUILD_ERRORS as error:
-        raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {_first_line(error)}") from error
+    except BUILD_ERRORS as error:
+        raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {first_line(error)}") from error
     own = set(model.state_dict())
     apply_attention(model, attention)
     if has_gates:
@@ -324,22 +288,8 @@ def _timm_reference(reference: str) -> str:
         return reference
     raise ConfigError(
         f"checkpoint {reference!r}: no such folder, and no architecture of timm; give a release folder, a run folder "
-        f"with a release, a timm name or 'hf-hub:OWNER/NAME'"
+        f"with a release, a timm name, 'hf-hub:OWNER/NAME', or to start from a .safetensors or .pth file"
     )
-
-
-def _release_architecture(resolved: str) -> str | None:
-    if resolved.startswith("hf-hub:"):
-        return None
-    if not resolved.startswith("local-dir:"):
-        return str(get_arch_name(resolved))
-    try:
-        content = json.loads((Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE).read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{CONFIG_FILE} of {resolved!r} is no JSON ({error}): copy or release it again"
-        ) from error
-    return str(content.get("architecture"))
 
 
 def _release_attention(resolved: str) -> AttentionConfig:
@@ -351,8 +301,3 @@ def _release_attention(resolved: str) -> AttentionConfig:
     except json.JSONDecodeError:
         return AttentionConfig()  # timm reads the same file, and says what is wrong with it
     return AttentionConfig.model_validate(content.get(SIGNATURE, {}).get("attention", {}))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])}" if lines else type(error).__name__

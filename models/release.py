@@ -20,6 +20,8 @@ def save_for_timm(
     input_size: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
+    interpolation: str = "bilinear",
+    eval_crop: float | None = None,
     classes: Sequence[str],
 ) -> None:
     """Writes `weights` and what timm needs to build `model` around them into `folder`.
@@ -38,8 +40,9 @@ def save_for_timm(
         "input_size": tuple(input_size),
         "mean": tuple(mean),
         "std": tuple(std),
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
+        "interpolation": interpolation,
+        "crop_pct": eval_crop or 1.0,
+        "crop_mode": "squash" if eval_crop is None else "center",
     }
     save_config_for_hf(
         model,

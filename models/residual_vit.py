@@ -13,6 +13,7 @@ from typing import Any
 from timm.layers.hybrid_embed import HybridEmbed
 from timm.models import VisionTransformer, build_model_with_cfg, register_model
 from timm.models.resnet import BasicBlock
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 default_cfgs = {
@@ -49,6 +50,7 @@ def residual_vit(
         embed_dim=stem_channels[-1],
         patch_size=1,
         embed_layer=embed,
+        pretrained_filter_fn=checkpoint_filter_fn,
         **kwargs,
     )
     return model

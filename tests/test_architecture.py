@@ -25,6 +25,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     **dict.fromkeys(("pyarrow", "xxhash", "fsspec"), "data_pipeline/"),
     "timm": ("models/", "engine/sharding/optim.py", "engine/tracking/mlflow_predictor.py"),
     **dict.fromkeys(("flash_attn", "flash_attn_interface"), "models/flash.py"),
+    "peft": "models/lora.py",
     "deepspeed": "engine/sharding/zero.py",
     "mlflow": "engine/tracking/mlflow_",
     "tensorboard": "engine/tracking/tensorboard.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,15 @@ def whole_image(heights: Ints, widths: Ints) -> Variations:
         photometric=np.zeros((n, 0)),
         erasures=np.zeros((n, 4), np.int64),
     )
+
+
+def central_squares(part: float, size: int, heights: Ints, widths: Ints) -> Variations:
+    """The central square of `part` of the shorter side, as timm crops `size` x `size` pixels of an image it resized."""
+    whole = whole_image(heights, widths)
+    shorter = np.minimum(heights, widths)
+    sides = np.rint(shorter * size / np.floor(size / part)).astype(np.int64).clip(1, shorter)
+    lefts, tops = (widths - sides) // 2, (heights - sides) // 2
+    return replace(whole, boxes=np.stack([lefts, tops, sides, sides], axis=1))
 
 
 def draw_variations(config: AugmentConfig, size: int, heights: Ints, widths: Ints, u: Floats) -> Variations:

@@ -79,10 +79,10 @@ def decode(data: bytes, *, channels: int, header: Header | None = None) -> Pixel
     return pixels.reshape(header.height, header.width, channels)
 
 
-def crop_resize(image: Pixels, box: tuple[int, int, int, int], out: Pixels) -> None:
+def crop_resize(image: Pixels, box: tuple[int, int, int, int], out: Pixels, *, bicubic: bool = False) -> None:
     """The part `box` (left, top, width, height) of an image [H, W, C], resized to fill `out` [S, S, C]."""
     left, top, width, height = box
-    resize_into(image[top : top + height, left : left + width], out)
+    resize_into(image[top : top + height, left : left + width], out, bicubic=bicubic)
 
 
 def limit_threads() -> None:

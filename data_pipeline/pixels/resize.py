@@ -1,6 +1,7 @@
 """Pixels of a box -> a square: bilinear where it grows, bilinear after a blur that fits the factor where it shrinks.
 
 The aim is PIL's antialiased bilinear filter at a third of its cost; benchmarks/fidelity.py measures the distance.
+Bicubic is torch's antialiased filter, which is PIL's.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def needs_no_blur(width: float, height: float, side: int) -> bool:
     return max(width, height) <= _SHARP_UP_TO * side
 
 
-def resize_into(part: Pixels, out: Pixels) -> None:
+def resize_into(part: Pixels, out: Pixels, *, bicubic: bool = False) -> None:
     """All of `part` [H, W, C or C + 1] -> `out` [S, S, C]; a byte of padding after each pixel is dropped."""
     side, (height, width) = len(out), part.shape[:2]
     if part.shape[2] != out.shape[2]:
@@ -31,8 +32,8 @@ def resize_into(part: Pixels, out: Pixels) -> None:
         cv2.cvtColor(padded, cv2.COLOR_RGBA2RGB, dst=out)
     elif height == width == side:
         np.copyto(out, part)
-    elif max(width, height) > _THREE_TAPS_UP_TO * side:
-        _resize_antialiased(part, out)
+    elif bicubic or max(width, height) > _THREE_TAPS_UP_TO * side:
+        _resize_antialiased(part, out, "bicubic" if bicubic else "bilinear")
     else:
         soft = _soften(part, width / side, height / side)
         cv2.resize(soft, (side, side), dst=_plane(out), interpolation=cv2.INTER_LINEAR)
@@ -91,12 +92,12 @@ def _resized(part: Pixels, side: int) -> Pixels:
     return np.asarray(cv2.resize(part, (side, side), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def _resize_antialiased(part: Pixels, out: Pixels) -> None:
-    import torch  # a second to import, and only strong shrinking needs it
+def _resize_antialiased(part: Pixels, out: Pixels, mode: str) -> None:
+    import torch  # a second to import, and only strong shrinking and bicubic need it
 
     # Its uint8 kernel is faster than OpenCV's area averages, and within a level of PIL.
     images = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
-    square = torch.nn.functional.interpolate(images, out.shape[:2], mode="bilinear", antialias=True)
+    square = torch.nn.functional.interpolate(images, out.shape[:2], mode=mode, antialias=True)
     np.copyto(out, square[0].permute(1, 2, 0).numpy())
 
 

@@ -40,12 +40,16 @@ class Trained:
 
 
 def plan_run(
-    schema: type[Config], build: Callable[[Config, ShardIndex], Trained], arguments: Sequence[str]
+    schema: type[Config],
+    build: Callable[[Config, ShardIndex], Trained],
+    arguments: Sequence[str],
+    *,
+    decide: Callable[[Config], Config] = lambda config: config,
 ) -> int:
-    """Prints the plan of a recipe; 0 if it fits, 2 if not."""
+    """Prints the plan of a recipe; 0 if it fits, 2 if not. `decide` settles what a recipe leaves open."""
     given = _parse(arguments)
     loaded = load_config(schema, given.recipe, given.overrides)
-    config = loaded.config
+    config = decide(loaded.config)
     request = _request(given, config.train.precision)
     micro_batch = micro_batch_of(config, request)
     classes = config.model.num_classes or given.classes

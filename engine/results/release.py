@@ -16,6 +16,7 @@ from data_pipeline.whole_file import sync_folder
 from engine.results.evaluate import Scores
 from engine.saving.durable import flush_file
 from models.build import CONFIG_FILE, SIGNATURE, own_module, resolve_release
+from models.checkpoint_file import is_weights_file
 from models.release import save_for_timm
 
 _LOAD = """\
@@ -73,6 +74,8 @@ def write_release(
         input_size=(data.channels, data.image_size, data.image_size),
         mean=data.mean,
         std=data.std,
+        interpolation=data.interpolation,
+        eval_crop=data.eval_crop,
         classes=classes,
     )
     (aside / "README.md").write_text(_model_card(folder, config, classes, origin=origin, scores=scores))
@@ -86,6 +89,8 @@ def write_release(
 
 def run_of_release(reference: str) -> str | None:
     """The `run_id` of the run that made a release; None where it was none of Mirada's, or none is known."""
+    if is_weights_file(reference):
+        return None
     resolved = resolve_release(reference)
     if not resolved.startswith("local-dir:"):
         return None

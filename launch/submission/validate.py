@@ -17,7 +17,7 @@ from configs.base import ConfigError
 from configs.estimates import find_estimate
 from configs.load import packaged_root
 from configs.same_run import refuse_other_run
-from configs.training import RunConfig
+from configs.training import WEIGHT_FILES, RunConfig
 from launch.submission.folder import refuse_foreign
 from launch.submission.record import read_submission
 from launch.submission.request import Request
@@ -134,6 +134,10 @@ def release_mistakes(releases: Mapping[str, str], promised: Collection[Path]) ->
     expected = {path.resolve() for path in promised}
     for role, reference in releases.items():
         folder = release_folder(reference)
+        if folder is not None and folder.name.endswith(WEIGHT_FILES):
+            if not folder.is_file():
+                yield f"{role}: no file {reference!r}"
+            continue
         if folder is None or {folder.resolve(), folder.resolve().parent} & expected:
             continue
         if not any(
@@ -150,7 +154,8 @@ def release_folder(reference: str) -> Path | None:
     if reference.startswith("hf-hub:"):
         return None
     folder = Path(reference.removeprefix("local-dir:")).expanduser()
-    is_name = "/" not in reference and not reference.startswith("local-dir:") and not folder.is_dir()
+    is_path = "/" in reference or reference.startswith("local-dir:") or reference.endswith(WEIGHT_FILES)
+    is_name = not is_path and not folder.is_dir()
     return None if is_name else folder
 
 

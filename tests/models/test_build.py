@@ -15,7 +15,9 @@ from torch import nn
 
 from configs.base import ConfigError
 from configs.training import ModelConfig
-from models.build import build_from_release, build_model, input_spec, label_names, load_release
+from models.build import build_model, input_spec, label_names, load_release
+from models.surgery import build_from_source
+from models.weight_source import open_source
 
 TEACHER = ModelConfig(
     name="vit_tiny_r_s16_p8_224",
@@ -44,6 +46,26 @@ def release(model: nn.Module, config: ModelConfig, folder: Path) -> Path:
         model, folder, model_config={"model_args": args, "label_names": names}, safe_serialization=True
     )
     return folder
+
+
+def start(
+    config: ModelConfig,
+    folder: Path,
+    *,
+    num_classes: int = 10,
+    image_size: int = 28,
+    other_sizes: tuple[int, ...] = (),
+) -> nn.Module:
+    """A network that begins with the weights of a release."""
+    model, _ = build_from_source(
+        config,
+        open_source(str(folder)),
+        num_classes=num_classes,
+        in_chans=1,
+        image_size=image_size,
+        other_sizes=other_sizes,
+    )
+    return model
 
 
 @pytest.mark.parametrize("config", [TEACHER, STUDENT], ids=lambda config: config.name)
@@ -130,7 +152,7 @@ def test_a_release_reloads_with_equal_logits(config: ModelConfig, tmp_path: Path
 def test_starting_from_a_release_keeps_the_body_and_resets_a_head_of_other_classes(tmp_path: Path) -> None:
     model = build(STUDENT)
     release(model, STUDENT, tmp_path)
-    tuned = build_from_release(STUDENT, str(tmp_path), num_classes=4, in_chans=1, image_size=28)
+    tuned = start(STUDENT, tmp_path, num_classes=4)
     assert tuned(torch.rand(2, 1, 28, 28)).shape == (2, 4)
     assert input_spec(tuned) == (1, 28, (0.3,), (0.35,)) and label_names(tuned) == ()
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("head")}
@@ -143,7 +165,7 @@ def test_starting_from_a_release_of_another_size_resamples_positions(tmp_path: P
         name="vit_tiny_patch16_224", args={"patch_size": 7, "depth": 1, "embed_dim": 48, "num_heads": 3}
     )
     release(build(config), config, tmp_path)
-    tuned = build_from_release(config, str(tmp_path), num_classes=10, in_chans=1, image_size=42)
+    tuned = start(config, tmp_path, image_size=42)
     assert tuned.pos_embed.shape == (1, 37, 48)
     assert input_spec(tuned).size == 42
 
@@ -153,7 +175,7 @@ def test_starting_from_a_release_of_another_architecture_is_refused(tmp_path: Pa
     with pytest.raises(
         ConfigError, match=r"model.name is 'vit_tiny_r_s16_p8_224', but checkpoint .* holds a 'nf_seresnet26'"
     ):
-        build_from_release(TEACHER, str(tmp_path), num_classes=10, in_chans=1, image_size=28)
+        start(TEACHER, tmp_path)
 
 
 def test_what_is_wrong_with_a_release_is_said(tmp_path: Path) -> None:
@@ -246,9 +268,7 @@ def test_a_model_that_cannot_change_its_size_is_refused(
 
 def test_a_released_model_goes_on_with_several_sizes(tmp_path: Path) -> None:
     folder = release(build(TEACHER), TEACHER, tmp_path)
-    model = build_from_release(
-        TEACHER, str(folder), num_classes=10, in_chans=1, image_size=28, other_sizes=(20,)
-    ).eval()
+    model = start(TEACHER, folder, other_sizes=(20,)).eval()
     images = torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(model(images), load_release(str(folder)).eval()(images))
     assert model(torch.rand(2, 1, 20, 20)).shape == (2, 10)

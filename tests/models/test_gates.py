@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from configs.attention import GatesConfig
 from configs.base import ConfigError
 from configs.training import ModelConfig
-from models.build import CONFIG_FILE, SIGNATURE, WEIGHTS_FILE, build_from_release, build_model, load_release
+from models.build import CONFIG_FILE, SIGNATURE, WEIGHTS_FILE, build_model, load_release
 from models.gates import use_gates
 from models.layer_order import layer_order
 from models.release import save_for_timm
+from models.surgery import build_from_source
+from models.weight_source import open_source
 
 ALL_NAMES = GatesConfig.model_json_schema()["properties"]["name"]["enum"]
 SMALL = {"channels": [16, 24, 32, 48], "layers": [1, 1, 1, 1]}
@@ -202,7 +204,10 @@ def test_a_release_with_gates_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_training_goes_on_from_a_release_with_gates_and_with_other_classes(tmp_path: Path) -> None:
     model = release(tmp_path / "release")
     reference = str(tmp_path / "release")
-    started = build_from_release(gated_config(), reference, num_classes=7, in_chans=1, image_size=48)
+    started, report = build_from_source(
+        gated_config(), open_source(reference), num_classes=7, in_chans=1, image_size=48
+    )
+    assert report.reset.keys() == {"fc.weight", "fc.bias"} and not (report.missing or report.unexpected)
     for name, tensor in model.state_dict().items():
         assert name.startswith("fc.") or torch.equal(started.state_dict()[name], tensor), name
     assert started(torch.rand(2, 1, 48, 48)).shape == (2, 7)
@@ -213,8 +218,12 @@ def test_a_release_with_gates_and_a_recipe_without_them_is_an_error(tmp_path: Pa
     with pytest.raises(
         ConfigError, match=r"has gates: set model.attention.gates to .*'cbam', 'stages': \[0, 3\]"
     ):
-        build_from_release(
-            gated_config(gates=None), str(tmp_path / "release"), num_classes=5, in_chans=1, image_size=32
+        build_from_source(
+            gated_config(gates=None),
+            open_source(str(tmp_path / "release")),
+            num_classes=5,
+            in_chans=1,
+            image_size=32,
         )
 
 

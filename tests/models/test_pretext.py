@@ -8,10 +8,12 @@ import pytest
 import timm
 import torch
 
-from models.build import build_from_release, load_release
+from models.build import load_release
 from models.carrier import released_parts
 from models.pretext import Pretext
 from models.release import save_for_timm
+from models.surgery import build_from_source
+from models.weight_source import open_source
 from tests.support.masked import CHANNELS, MEAN, SIZE, STD, TASKS, tiny_batch, tiny_encoder, tiny_task
 
 
@@ -50,8 +52,8 @@ def test_timm_loads_the_release_as_features_or_under_a_fresh_classifier(name: st
 @pytest.mark.parametrize("name", TASKS)
 def test_it_is_fine_tuned_at_another_image_size(name: str, tmp_path: Path) -> None:
     model = release(name, tmp_path)
-    tuned = build_from_release(
-        TASKS[name][0], str(tmp_path), num_classes=7, in_chans=CHANNELS, image_size=2 * SIZE
+    tuned, _ = build_from_source(
+        TASKS[name][0], open_source(str(tmp_path)), num_classes=7, in_chans=CHANNELS, image_size=2 * SIZE
     )
     assert tuned(torch.rand(1, CHANNELS, 2 * SIZE, 2 * SIZE)).shape == (1, 7)
     key = "patch_embed.proj.weight"

@@ -25,6 +25,9 @@ def test_exact_crops_are_those_of_pillow_and_torchvision(kind: str, mode: str, c
         cropped = image.crop((left, top, left + width, top + height))
         plain = np.asarray(cropped.resize((64, 64), Image.Resampling.BILINEAR))
         np.testing.assert_array_equal(out, plain.reshape(64, 64, channels))
+        decode_crop_exactly(data, header, (left, top, width, height), out, bicubic=True)
+        sharp = np.asarray(cropped.resize((64, 64), Image.Resampling.BICUBIC))
+        np.testing.assert_array_equal(out, sharp.reshape(64, 64, channels))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

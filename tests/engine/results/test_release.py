@@ -59,7 +59,8 @@ def test_it_says_how_pixels_are_prepared_and_what_the_classes_are(tmp_path: Path
     cfg = timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg
     assert tuple(cfg["input_size"]) == (3, 16, 16)
     assert tuple(cfg["mean"]) == config.data.mean and tuple(cfg["std"]) == config.data.std
-    assert (cfg["crop_pct"], cfg["interpolation"], cfg["num_classes"]) == (1.0, "bilinear", 10)
+    assert (cfg["crop_pct"], cfg["crop_mode"], cfg["interpolation"]) == (1.0, "squash", "bilinear")
+    assert cfg["num_classes"] == 10
     assert list(cfg["label_names"]) == CLASSES
     card = (folder / "README.md").read_text()
     assert "top-1 50.00 %" in card and "mirada pretrain x.yaml" in card

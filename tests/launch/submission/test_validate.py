@@ -114,6 +114,15 @@ def test_a_teacher_that_is_not_there_is_a_mistake_unless_it_will_be(place: Path)
     assert mistakes(*words, program="finetune", recipe=STUDENT) == []
 
 
+def test_a_file_with_weights_to_start_from_has_to_be_there(place: Path) -> None:
+    recipe = "configs/finetune/full.yaml"
+    (found,) = mistakes("checkpoint=cnn.pth", program="finetune", recipe=recipe)
+    assert found == "start: no file 'cnn.pth'"
+    (place / "cnn.pth").touch()
+    assert mistakes("checkpoint=cnn.pth", program="finetune", recipe=recipe) == []
+    assert mistakes("checkpoint=resnet50.a1_in1k", program="finetune", recipe=recipe) == []
+
+
 def test_paths_below_a_shared_folder_are_right_and_others_are_named(place: Path) -> None:
     (place / "share").mkdir()
     prefix = sys.prefix
