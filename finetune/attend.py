@@ -64,7 +64,7 @@ class Gallery:
                     f"image {failed.key!r} of shard {failed.shard!r} cannot be shown: {failed.reason}"
                 )
         for slot, path in enumerate(self.files, start=len(self.sample_ids)):
-            read_image_file(path, pixels[slot])
+            pixels[slot] = read_image_file(path, config)
         return pixels
 
 

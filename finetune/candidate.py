@@ -101,9 +101,8 @@ def parse_device(text: str) -> torch.device:
 
 
 def _load(reference: str, name: str, device: torch.device) -> Candidate:
-    if reference.endswith(ONNX_SUFFIX):
-        return _load_onnx(reference, name, device)
-    model = load_release(reference).eval().requires_grad_(False)
+    model = _open_onnx(reference, device) if reference.endswith(ONNX_SUFFIX) else load_release(reference)
+    model = model.eval().requires_grad_(False)
     return Candidate(
         name=name,
         reference=reference,
@@ -113,13 +112,10 @@ def _load(reference: str, name: str, device: torch.device) -> Candidate:
     )
 
 
-def _load_onnx(reference: str, name: str, device: torch.device) -> Candidate:
+def _open_onnx(reference: str, device: torch.device) -> nn.Module:
     if device.type != "cpu":
         raise ConfigError(f"{reference!r} runs on the CPU only: give --device cpu")
-    network = OnnxNetwork(Path(reference))
-    return Candidate(
-        name=name, reference=reference, model=network, spec=network.spec, label_names=network.labels
-    )
+    return OnnxNetwork(Path(reference))
 
 
 def _names(references: Sequence[str]) -> list[str]:

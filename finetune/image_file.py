@@ -1,4 +1,4 @@
-"""Image files of users as pixels: squeezed into the square that a network takes, as in evaluation."""
+"""Image files of users as pixels, prepared as a network's data section says, like those of shards in evaluation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.pixels.decode import DecodeError, crop_resize, decode
 
 
-def read_image_file(path: Path, out: NDArray[np.uint8]) -> None:
-    """Fills `out` [S, S, C]; DataError for what is no JPEG, PNG or WebP."""
+def read_image_file(path: Path, config: DataConfig) -> NDArray[np.uint8]:
+    """[S, S, C]: the whole image, squeezed into the square; DataError for what is no JPEG, PNG or WebP."""
     try:
-        pixels = decode(path.read_bytes(), channels=out.shape[2])
+        pixels = decode(path.read_bytes(), channels=config.channels)
     except FileNotFoundError as error:
         raise DataError(f"image {str(path)!r}: no such file") from error
     except IsADirectoryError as error:
@@ -24,18 +25,19 @@ def read_image_file(path: Path, out: NDArray[np.uint8]) -> None:
         raise DataError(
             f"image {str(path)!r} cannot be read: {error.reason}; JPEG, PNG and WebP are"
         ) from error
-    crop_resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), out)
+    square = np.empty((config.image_size, config.image_size, config.channels), np.uint8)
+    crop_resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), square)
+    return square
 
 
-def read_image_files(paths: Sequence[Path], *, size: int, channels: int) -> NDArray[np.uint8]:
+def read_image_files(paths: Sequence[Path], config: DataConfig) -> NDArray[np.uint8]:
     """[N, S, S, C]; every file that is no image is told at once."""
-    images = np.empty((len(paths), size, size, channels), np.uint8)
-    mistakes = []
-    for slot, path in enumerate(paths):
+    images, mistakes = [], []
+    for path in paths:
         try:
-            read_image_file(path, images[slot])
+            images.append(read_image_file(path, config))
         except DataError as mistake:
             mistakes.append(str(mistake))
     if mistakes:
         raise DataError("\n".join(mistakes))
-    return images
+    return np.stack(images)

@@ -44,8 +44,7 @@ def predict(candidate: Candidate, paths: Sequence[Path], *, top: int) -> list[Pr
         raise ConfigError(
             f"{candidate.name!r} is an encoder: it has no classes to predict; fine-tune it first"
         )
-    spec = candidate.spec
-    pixels = read_image_files(paths, size=spec.size, channels=spec.channels)
+    pixels = read_image_files(paths, candidate.data_config(""))
     found: list[Prediction] = []
     for start in range(0, len(paths), _BATCH):
         part = torch.from_numpy(pixels[start : start + _BATCH]).permute(0, 3, 1, 2)

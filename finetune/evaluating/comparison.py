@@ -85,7 +85,7 @@ def compare(
     for candidate in candidates:
         candidate.check_classes(index.classes, location=location)
     measured: dict[int, Measured] = {}
-    for places in _alike(candidates):
+    for places in _alike(candidates, location):
         group = [candidates[place] for place in places]
         found = score(group, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
         measured |= dict(zip(places, found, strict=True))
@@ -119,11 +119,12 @@ def _check_images(index: ShardIndex, location: str) -> None:
         raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
 
 
-def _alike(candidates: Sequence[Candidate]) -> list[list[int]]:
+def _alike(candidates: Sequence[Candidate], location: str) -> list[list[int]]:
     """Places of those that take the same pixels, which are then decoded and corrupted once for all of them."""
-    groups: dict[tuple[int, int, int], list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for place, candidate in enumerate(candidates):
-        groups.setdefault(candidate.input_shape, []).append(place)
+        pixels = candidate.data_config(location).model_dump_json(exclude={"mean", "std"})
+        groups.setdefault(pixels, []).append(place)
     return list(groups.values())
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,15 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from finetune.exporting.onnx_network import INPUT, METADATA, OUTPUT, OnnxNetwork
 from models.attention import any_kernel
-from models.build import InputSpec, input_spec, label_names
+from models.build import InputSpec, input_spec
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest of them where that is above 1."""
 
+_DESCRIBED = (
+    *("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"),
+    *("label_names", "architecture"),
+)
 _OPSET = 18
 _CHECKED_BATCHES = (1, 3)
 
@@ -69,17 +74,15 @@ def _export(model: nn.Module, spec: InputSpec, path: Path) -> None:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing back")
-    program.model.metadata_props[METADATA] = json.dumps(describe(model, spec))
+    program.model.metadata_props[METADATA] = json.dumps(describe(model))
     program.save(str(path), external_data=False)
 
 
-def describe(model: nn.Module, spec: InputSpec) -> dict[str, object]:
-    """What the file says of itself, for whoever prepares images for it."""
-    return {
-        "input": {"channels": spec.channels, "size": spec.size, "mean": spec.mean, "std": spec.std},
-        "num_classes": int(getattr(model, "num_classes", 0)),
-        "labels": label_names(model),
-    }
+def describe(model: nn.Module) -> dict[str, Any]:
+    """What the file says of itself, for whoever prepares images for it: timm's own words for input and classes."""
+    facts: Any = model.pretrained_cfg
+    told = {key: facts[key] for key in _DESCRIBED if facts.get(key) is not None}
+    return {**told, "num_classes": int(getattr(model, "num_classes", 0))}
 
 
 @torch.inference_mode()

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.base import ConfigError
-from models.build import InputSpec
 
 METADATA = "mirada"
-"""Key of the file's metadata: {"input": {"channels", "size", "mean", "std"}, "labels": [...]}."""
+"""Key of the file's metadata: what timm's ``pretrained_cfg`` says of input, preprocessing and classes, as JSON."""
 INPUT, OUTPUT = "images", "logits"
 
 
@@ -23,11 +22,9 @@ class OnnxNetwork(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._session = open_session(path)
-        said = _read_metadata(self._session, path)
-        entry = said["input"]
-        self.spec = InputSpec(entry["channels"], entry["size"], tuple(entry["mean"]), tuple(entry["std"]))
-        self.labels: tuple[str, ...] = tuple(said["labels"])
-        self.num_classes = int(said["num_classes"])
+        self.pretrained_cfg = _read_metadata(self._session, path)
+        """As timm's networks have it: input, preprocessing, classes."""
+        self.num_classes = int(self.pretrained_cfg["num_classes"])
         # Empty: it tells where inputs are wanted, as the parameters of a network of torch do.
         self.place = nn.Parameter(torch.empty(0), requires_grad=False)
 

@@ -29,7 +29,7 @@ def write_program(model: nn.Module, path: Path) -> float:
         program = torch.export.export(
             model.eval(), (random_images(spec, 2),), dynamic_shapes=({0: batch},), strict=False
         )
-    torch.export.save(program, path, extra_files={EXTRA: json.dumps(describe(model, spec))})
+    torch.export.save(program, path, extra_files={EXTRA: json.dumps(describe(model))})
     loaded = torch.export.load(path).module()
     worst = 0.0
     for size in _CHECKED_BATCHES:

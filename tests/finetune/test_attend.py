@@ -115,3 +115,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
         look([vit], open_gallery(None, [text], count=1))
     with pytest.raises(ConfigError, match=r"gone\.png': no such file"):
         look([vit], open_gallery(None, [tmp_path / "gone.png"], count=1))
+    other = text.rename(tmp_path / "picture.gif")
+    result = CliRunner().invoke(app, [str(tmp_path / "vit"), str(other), "--out", str(tmp_path / "p.png")])
+    assert isinstance(result.exception, ConfigError)
+    assert "picture.gif' cannot be read: not an image" in str(result.exception)

@@ -128,7 +128,7 @@ def test_a_torch_program_runs_without_the_code_of_its_network(tmp_path: Path, ki
     for batch in (1, 4):
         images = torch.randn(batch, 1, 28, 28)
         torch.testing.assert_close(program(images), model(images), rtol=1e-5, atol=1e-5)
-    assert json.loads(extra["mirada.json"])["labels"] == LABELS
+    assert json.loads(extra["mirada.json"])["label_names"] == LABELS
 
 
 def test_what_does_not_belong_together_is_said_at_once(exported: Path, tmp_path: Path) -> None:
