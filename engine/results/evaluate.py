@@ -42,17 +42,12 @@ class Scores:
     """Expected calibration error over 15 bins, 0 to 1 (Guo et al. 2017)."""
     loss: float
     """Mean cross entropy."""
-<<<<<<< HEAD
-    knn_top1: float | None = None
-    """Percent of images whose label their neighbours vote for; None where the model's own classifier is scored."""
-    more: Mapping[str, float] = field(default_factory=dict)
-    """What was measured of the same passes beside it (`Beside`), by name."""
-=======
->>>>>>> wip-outlets
     reliability: tuple[Bin, ...] = ()
     """Confidence against accuracy in the bins that `ece` is made of, in order (Guo et al. 2017)."""
     knn_top1: float | None = None
     """Percent of images whose label their neighbours vote for; None where the model's own classifier is scored."""
+    more: Mapping[str, float] = field(default_factory=dict)
+    """What was measured of the same passes beside it (`Beside`), by name."""
 
     @property
     def is_probe(self) -> bool:
