@@ -36,6 +36,7 @@ from finetune.cache_folder import claim_cache, finish_cache, missing_parts, wait
 from finetune.cache_manifest import CacheManifest, crops_of, needed_extent, teachers_of
 from finetune.config import FinetuneConfig
 from finetune.ensemble import Ensemble, as_one, load_teachers
+from finetune.follow import follow_checkpoint
 from finetune.teacher import Teacher
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -54,6 +55,7 @@ class Options:
 
 def teach(config: FinetuneConfig, out: Path, options: Options, *, world: World, command: str) -> None:
     """Writes what is missing of the answers that this recipe needs; all ranks together."""
+    config, _ = follow_checkpoint(config)
     if config.uncacheable:
         raise ConfigError("\n".join(config.uncacheable))
     index = open_training(config.data)

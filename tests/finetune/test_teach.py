@@ -20,6 +20,7 @@ from data_pipeline.sidecar import Part
 from finetune.cache_folder import wait_for_parts
 from finetune.cache_manifest import Extent, read_manifest
 from finetune.config import FinetuneConfig
+from finetune.follow import follow_checkpoint
 from finetune.teacher_cache import open_teacher_cache
 from tests.support.loading import take
 from tests.support.run_distributed import start_ranks
@@ -144,6 +145,19 @@ def test_recipes_that_no_answer_can_be_kept_for_are_refused(folder: Path, tmp_pa
     with pytest.raises(ConfigError, match=r"the recipe has no teacher to ask: set teacher.checkpoint"):
         write_cache(made(folder, teacher=None), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def test_crops_are_those_that_a_students_checkpoint_decides(folder: Path, tmp_path: Path) -> None:
+    """A recipe that leaves size, channels and statistics to what the student starts from."""
+    content = recipe(folder / "data", folder / "teacher", checkpoint=str(folder / "teacher"))
+    content["data"] = {"train": str(folder / "data"), "workers": 0}
+    del content["model"], content["teacher"]["attention"]
+    out = write_cache(FinetuneConfig.model_validate(content), tmp_path / "cache")
+    manifest = read_manifest(out)
+    assert manifest is not None and manifest.crops["data.image_size"] == 28
+    content["teacher"]["cache"] = str(out)
+    config, _ = follow_checkpoint(FinetuneConfig.model_validate(content))
+    open_teacher_cache(config, open_index(str(folder / "data")))
 
 
 def test_a_teacher_of_other_classes_is_refused(folder: Path, tmp_path: Path) -> None:

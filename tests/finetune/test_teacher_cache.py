@@ -159,6 +159,10 @@ def test_other_images_are_refused(folder: Path, tmp_path: Path) -> None:
         ({"data__augment__flip": False}, "data.augment.flip is True there and False here"),
         ({"data__augment__pad": 3}, "data.augment.pad is 2 there and 3 here"),
         ({"data__image_size": 32}, "data.image_size is 28 there and 32 here"),
+        (
+            {"data__interpolation": "bicubic"},
+            "data.interpolation is 'bilinear' there and 'bicubic' here",
+        ),
         ({"data__decode": "exact"}, "data.decode is 'fast' there and 'exact' here"),
         ({"data__mean": [0.4]}, "data.mean is [0.5] there and [0.4] here"),
         (
@@ -179,6 +183,7 @@ def test_other_crops_are_refused_by_the_setting_that_makes_them_others(
     [
         {"data__std": [0.3]},
         {"data__workers": 3},
+        {"data__eval_crop": 0.9},
         {"data__label_fraction": 0.01},
         {"data__label_fraction": 0.5, "data__unlabelled": "drop", "train__global_batch": 2},
         {"data__shuffle_window": 2},
