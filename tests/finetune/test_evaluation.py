@@ -179,6 +179,7 @@ def test_two_ranks_find_the_numbers_of_one(tmp_path: Path, unhurried: None) -> N
         assert mine == pytest.approx(theirs, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_the_program_compares_checkpoints_and_writes_json_and_pictures(
     tmp_path: Path, unhurried: None
 ) -> None:

@@ -30,7 +30,13 @@ def make_release(
     torch.manual_seed(seed)
     name, body = _CNN if kind == "cnn" else _VIT
     args: dict[str, Any] = {**body, "in_chans": channels, "num_classes": num_classes}
-    stats = {"mean": (0.3,) * channels, "std": (0.35,) * channels, "input_size": (channels, 28, 28)}
+    stats = {
+        "input_size": (channels, 28, 28),
+        "mean": (0.3,) * channels,
+        "std": (0.35,) * channels,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+    }
     model = timm.create_model(name, pretrained_cfg_overlay=stats, **args)
     for parameter in model.get_classifier().parameters():
         torch.nn.init.normal_(parameter, std=1.0)

@@ -24,6 +24,8 @@ from tests.support.releases import make_release
 
 pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.slow  # torch takes seconds for each export
+
 SAMPLE = "mirada://sample/test"
 LABELS = [f"label {n}" for n in range(10)]
 
@@ -93,7 +95,6 @@ def test_logits_that_differ_are_refused_and_leave_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_eight_bits_are_compared_with_thirty_two(exported: Path, tmp_path: Path) -> None:
     out = tmp_path / "small.onnx"
     said = export(exported / "cnn", out, "--format", "onnx-int8", "--data", SAMPLE)
