@@ -159,7 +159,7 @@ class Session:
         With `probe` it is features that are evaluated, else logits; with `beside` something else of the same passes
         too, and before the first step as well. `follow` is told the number of each step before it.
         """
-        folder = self._take_folder()
+        folder = self._take_folder(total_steps=self._timetable.total_steps)
         self._progress.note(str(BatchShape.of(self.config, self.world)))
         checkpoints = CheckpointStore(
             folder.checkpoints,
@@ -185,7 +185,7 @@ class Session:
 
     def evaluate(self, model: nn.Module, probe: ProbeConfig) -> int:
         """A run that trains nothing: scores what `model` gives as features, and releases it as it is."""
-        folder = self._take_folder()
+        folder = self._take_folder(total_steps=0)
         journal, evaluator = self._journal(folder), self._evaluator(probe)
         if evaluator is None:
             raise ConfigError("there is no data.val to score the features on")
@@ -226,23 +226,23 @@ class Session:
         self._events.close()
         return outcome.exit_code
 
-    def _take_folder(self) -> RunFolder:
+    def _take_folder(self, *, total_steps: int) -> RunFolder:
         """From here on the run has a folder, a log and a record."""
         folder = open_run_folder(self._command.out, self.config, self.world, fresh=self._command.fresh)
         self._folder = folder
         start_logging(folder, self.world)
         if self.world.is_main:
-            self._start_record(folder)
+            self._start_record(folder, total_steps)
         return folder
 
-    def _start_record(self, folder: RunFolder) -> None:
+    def _start_record(self, folder: RunFolder, total_steps: int) -> None:
         """The "run" event, what follows the log, and what samples the host."""
         self._events = EventLog(folder.events)
         start = describe_run(
             self._command, self.config, self.world, folder, self.index, val_index=self._val_index
         )
         self._run_id = start["run_id"]
-        self._events.append("run", **start, total_steps=self._timetable.total_steps)
+        self._events.append("run", **start, total_steps=total_steps)
         if self._kernels:
             kernels = layers_by_kernel(self._kernels)
             self._events.append("kernels", kernels=kernels)

@@ -79,6 +79,7 @@ def test_knn_scores_features_and_trains_nothing(runs: Path) -> None:
     released, start = weights_of(runs / "knn"), weights_of(runs / "pretrain_mae")
     assert all(torch.equal(released[name], start[name]) for name in start)
     assert events(runs / "knn", "finished") and events(runs / "knn", "release")
+    assert [event["total_steps"] for event in events(runs / "knn", "run")] == [0]
 
 
 @torch.no_grad()
