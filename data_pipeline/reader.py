@@ -12,14 +12,7 @@ from numpy.typing import NDArray
 from configs.data import AugmentConfig, DataConfig
 from data_pipeline.bad import BadSample
 from data_pipeline.index import ShardIndex
-from data_pipeline.pixels.augment import (
-    Variations,
-    central_squares,
-    draw_variations,
-    uniforms,
-    varied_as,
-    whole_image,
-)
+from data_pipeline.pixels.augment import Variations, as_evaluated, draw_variations, uniforms, varied_as
 from data_pipeline.pixels.crop import decode_crop
 from data_pipeline.pixels.decode import DecodeError, Header, Pixels, read_header
 from data_pipeline.pixels.exact import decode_crop_exactly
@@ -80,9 +73,7 @@ class SampleReader:
     def read_whole(self, slots: Ints, sample_ids: Ints, images: Pixels) -> dict[int, BadSample]:
         """Puts each sample, as evaluation looks at it, into its slot of `images`; slot -> fault."""
         encoded, bad = self._fetch(slots, sample_ids)
-        sizes = _sizes(encoded)
-        part = self._eval_crop
-        boxes = whole_image(*sizes) if part is None else central_squares(part, images.shape[1], *sizes)
+        boxes = as_evaluated(self._eval_crop, images.shape[1], *_sizes(encoded))
         return bad | self._render(encoded, boxes, images, None)
 
     def labels(self, sample_ids: Ints) -> Ints:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from configs.data import DataConfig
 from data_pipeline.errors import DataError
+from data_pipeline.pixels.augment import as_evaluated
 from data_pipeline.pixels.decode import DecodeError, crop_resize, decode
 
 
 def read_image_file(path: Path, config: DataConfig) -> NDArray[np.uint8]:
-    """[S, S, C]: the whole image, squeezed into the square; DataError for what is no JPEG, PNG or WebP."""
+    """[S, S, C]: cropped and resized as in evaluation; DataError for what is no JPEG, PNG or WebP."""
     try:
         pixels = decode(path.read_bytes(), channels=config.channels)
     except FileNotFoundError as error:
@@ -26,7 +27,9 @@ def read_image_file(path: Path, config: DataConfig) -> NDArray[np.uint8]:
             f"image {str(path)!r} cannot be read: {error.reason}; JPEG, PNG and WebP are"
         ) from error
     square = np.empty((config.image_size, config.image_size, config.channels), np.uint8)
-    crop_resize(pixels, (0, 0, pixels.shape[1], pixels.shape[0]), square)
+    sides = (np.array([side]) for side in pixels.shape[:2])
+    (box,) = as_evaluated(config.eval_crop, config.image_size, *sides).boxes.tolist()
+    crop_resize(pixels, tuple(box), square, bicubic=config.interpolation == "bicubic")
     return square
 
 

@@ -71,6 +71,11 @@ def whole_image(heights: Ints, widths: Ints) -> Variations:
     )
 
 
+def as_evaluated(part: float | None, size: int, heights: Ints, widths: Ints) -> Variations:
+    """What evaluation does to images of these heights and widths; `part` is ``data.eval_crop``."""
+    return whole_image(heights, widths) if part is None else central_squares(part, size, heights, widths)
+
+
 def central_squares(part: float, size: int, heights: Ints, widths: Ints) -> Variations:
     """The central square of `part` of the shorter side, as timm crops `size` x `size` pixels of an image it resized."""
     whole = whole_image(heights, widths)
