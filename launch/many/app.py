@@ -1,4 +1,4 @@
-"""`mirada launch sweep` and `pipeline`: many runs by one command; `evaluate` and others without a recipe: one job."""
+"""`mirada launch sweep` and `pipeline`: many runs by one command; `evaluate` and others that train nothing: one job."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ Out = Annotated[
 
 
 _PROGRAMS = {
+    "teach": "Ask a teacher about every crop once and keep its answers, as a job.",
     "evaluate": "Measure released checkpoints, as a job.",
     "attend": "Draw where released checkpoints look, as a job.",
     "export": "Write a released checkpoint in another form, as a job.",

@@ -122,7 +122,7 @@ TRAINING = ("pretrain", "finetune")
 class StageConfig(Section):
     """One program of a pipeline."""
 
-    program: Literal["pretrain", "finetune", "evaluate", "attend", "export", "report"]
+    program: Literal["pretrain", "finetune", "teach", "evaluate", "attend", "export", "report"]
     recipe: str | None = None
     """Of pretrain and finetune."""
     settings: Settings = {}

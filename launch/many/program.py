@@ -1,4 +1,4 @@
-"""Program: one that has no recipe (evaluate, attend, export, report), as a job of its own.
+"""Program: one that is no training (teach, evaluate, attend, export, report), as a job of its own.
 
 mirada launch evaluate RUN --data DATA --cluster FILE nodes=1 -> words sorted and checked -> a job, or run here
 """
@@ -25,12 +25,13 @@ from launch.submission.snapshot import read_source
 from launch.submission.validate import count_samples, live_job, release_mistakes
 
 MODULES = {
+    "teach": "finetune.teach",
     "evaluate": "finetune.evaluation",
     "attend": "finetune.attend",
     "export": "finetune.export",
     "report": "engine.results.report",
 }
-"""Programs without a recipe, and what a task of their job runs."""
+"""Programs that are no trainings, and what a task of their job runs."""
 ONE_PROCESS = ("nodes=1", "tasks_per_node=1", "gpus_per_node=0")
 """Of a cluster file, unless the user says otherwise."""
 

@@ -258,4 +258,9 @@ def test_options_behind_two_dashes_are_the_programs(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (shown.returncode, shown.stderr) == (0, "")
     assert shown.stdout == "1 process(es) on this machine: attend runs/a a.jpg --out a.png\n"
+    shown = mirada(
+        "teach", "--cluster", cluster, "tasks_per_node=2", "--dry-run", "--", "s.yaml", "train.seed=1", "--out", "a",
+        folder=tmp_path,
+    )  # fmt: skip
+    assert shown.stdout == "2 process(es) on this machine: teach s.yaml train.seed=1 --out a\n"
     assert not (tmp_path / "runs").exists()
