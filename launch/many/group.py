@@ -18,17 +18,9 @@ from configs.base import ConfigError
 from configs.cluster import ClusterConfig
 from launch.following.event_tail import EventTail
 from launch.submission.folder import make_private_folder
-from launch.submission.job import Job
-from launch.submission.record import (
-    Kind,
-    Submission,
-    forget_submission,
-    read_submission,
-    with_jobs,
-    write_submission,
-)
+from launch.submission.record import Kind, Submission, read_submission, write_submission
 from launch.submission.request import Request
-from launch.submission.slurm import submit
+from launch.submission.run import submit_recorded
 from launch.submission.snapshot import Snapshot, read_source, take_snapshot
 from launch.submission.validate import Checked, check, find_mistakes
 
@@ -94,21 +86,7 @@ def submit_member(
     """Submits one program as a job of its own; where SLURM refuses, the folder's record is as it was before."""
     former = read_submission(member.run_folder)
     submission = record_member(member, snapshot, parent=parent)
-    try:
-        job_ids = submit(
-            [Job(run_folder=member.run_folder)],
-            member.cluster,
-            submission.folder,
-            snapshot=snapshot.path,
-            name=name,
-            dependency=dependency,
-        )
-    except ConfigError:
-        forget_submission(member.run_folder, former)
-        raise
-    submission = with_jobs(submission, tuple(job_ids))
-    write_submission(submission)
-    return submission
+    return submit_recorded(submission, former, name=name, dependency=dependency)
 
 
 def record_member(member: Member, snapshot: Snapshot, *, parent: Path | None) -> Submission:

@@ -25,13 +25,21 @@ def submit_run(checked: Checked) -> Submission:
     """Submits a run; where SLURM refuses, the folder's record is as it was before."""
     former = None if checked.request.fresh else read_submission(checked.request.out)
     submission = prepare(checked)
+    return submit_recorded(submission, former, name=submission.run_folder.name)
+
+
+def submit_recorded(
+    submission: Submission, former: Submission | None, *, name: str, dependency: str | None = None
+) -> Submission:
+    """Submits what a record describes as one job, and notes its id; if SLURM refuses, the `former` record is back."""
     try:
         job_ids = submit(
             [Job(run_folder=submission.run_folder)],
             submission.cluster,
             submission.folder,
             snapshot=submission.snapshot,
-            name=submission.run_folder.name,
+            name=name,
+            dependency=dependency,
         )
     except ConfigError:
         forget_submission(submission.run_folder, former)
