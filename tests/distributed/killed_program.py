@@ -16,9 +16,11 @@ import deepspeed  # noqa: F401 - once, for all ranks
 import torch
 
 from configs.data import AugmentConfig
+from engine.saving.checkpoint_folder import LATEST
 from engine.world import World
 from tests.support.forked_ranks import NUM_RANKS, fork_ranks
 from tests.support.tiny_run import Supervised, tiny_config, train_tiny
+from tests.support.tracked_run import wait_for
 
 STEPS = 12
 
@@ -41,6 +43,8 @@ def run(folder: Path, stage: int, kill_at: int | None = None) -> list[int]:
 def train(folder: Path, stage: int, kill_at: int | None, world: World) -> None:
     def maybe_die(call: int) -> float:
         if call == kill_at:
+            # On a busy machine the first save may still be on its way, and there would be nothing to resume from.
+            wait_for((folder / "checkpoints" / LATEST).exists, "the first checkpoint")
             os.kill(os.getpid(), signal.SIGKILL)
         return 1.0
 
