@@ -254,7 +254,7 @@ class Trainer:
         self._batch_index = int(shared["batch_index"])
         self._loader.load_state_dict(shared["loader"])
         self._evaluated_step = int(shared["evaluated_step"])
-        self._scores = None if shared["scores"] is None else Scores(**shared["scores"])
+        self._scores = None if shared["scores"] is None else Scores.read(shared["scores"])
         self._meter.load_state_dict(
             {"sums": {}, "steps": 0} if checkpoint.own is None else checkpoint.own["meter"]
         )

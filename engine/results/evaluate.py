@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class Scores:
     """Percent of images whose label their neighbours vote for; None where the model's own classifier is scored."""
     more: Mapping[str, float] = field(default_factory=dict)
     """What was measured of the same passes beside it (`Beside`), by name."""
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Scores:
+        """Those that were kept as plain values (`dataclasses.asdict`)."""
+        return cls(**{**kept, "reliability": tuple(Bin(**bin_) for bin_ in kept["reliability"])})
 
     @property
     def is_probe(self) -> bool:
