@@ -17,7 +17,7 @@ demo: $(VENV)/.installed-run  ## install, then train, distil and compare on the 
 	@$(BIN)/mirada demo $(if $(OUT),--out "$(OUT)")
 
 test: $(VENV)/.installed-test debian-packages  ## install what the tests need, then run all, two files at once (ARGS='-k plan')
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=2 --dist=loadgroup $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.installed-dev  ## lint, format, types and import directions
 	@$(BIN)/ruff check .

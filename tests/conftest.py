@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,13 +48,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)  # lazily: a failed writer may still hold a file
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(optionalhook=True)  # of xdist, which may be switched off
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `make test` shares the tests out."""
+    from tests.support.file_scheduler import FileScheduler
+
+    return FileScheduler(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip where there is none; under xdist the tests of a file run on one worker."""
-    for item in items:
-        # All of SLURM's on one: jobs of two clusters at once would wait for each other's cores.
-        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Tests marked `gpu` skip where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
