@@ -87,5 +87,5 @@ def _problem(job_id: str, job: JobState | None, out: Path) -> str:
     if job is None or job.state == "COMPLETED":
         return ""
     for path in log_files(out, [0]):
-        sys.stderr.write(f"==> {path} <==\n{last_lines(path, _TAIL_LINES)}")
+        sys.stderr.write(f"==> {path} <==\n{last_lines(path, _TAIL_LINES)[0]}")
     return f"job {job_id} ended as {job.state}"

@@ -22,8 +22,8 @@ def show_logs(run_folder: Path, *, ranks: Sequence[int], num_lines: int, follow:
     printer = _Printer()
     ends: dict[Path, int] = {}
     for path in log_files(run_folder, ranks):
-        ends[path] = path.stat().st_size
-        printer.show(path, last_lines(path, num_lines))
+        text, ends[path] = last_lines(path, num_lines)
+        printer.show(path, text)
     if not ends and not follow:
         raise ConfigError(
             f"no log of rank {' or '.join(map(str, ranks))} in {str(run_folder)!r}: it has not begun, see mirada status"
@@ -46,8 +46,8 @@ def log_files(run_folder: Path, ranks: Sequence[int]) -> list[Path]:
     return [path for path in paths if path.is_file() and path.stat().st_size]
 
 
-def last_lines(path: Path, num_lines: int) -> str:
-    """The last lines of a file of any size."""
+def last_lines(path: Path, num_lines: int) -> tuple[str, int]:
+    """The last lines of a file of any size, and the byte at which they end: the file may be growing."""
     with path.open("rb") as file:
         end, size = file.seek(0, 2), _TAIL_BYTES
         while True:
@@ -55,7 +55,7 @@ def last_lines(path: Path, num_lines: int) -> str:
             file.seek(start)
             lines = file.read(end - start).splitlines(keepends=True)
             if start == 0 or len(lines) > num_lines:
-                return b"".join(lines[-num_lines:] if num_lines else []).decode(errors="replace")
+                return b"".join(lines[-num_lines:] if num_lines else []).decode(errors="replace"), end
             size *= 4
 
 

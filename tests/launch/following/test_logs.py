@@ -27,11 +27,11 @@ def write(path: Path, text: str) -> Path:
 def test_the_last_lines_are_those_of_the_whole_file(tmp_path: Path, num_lines: int, width: int) -> None:
     lines = [f"{number} {'x' * width}\n" for number in range(500)]
     path = write(tmp_path / "log", "".join(lines))
-    assert last_lines(path, num_lines) == "".join(lines[max(0, 500 - num_lines) :])
+    assert last_lines(path, num_lines) == ("".join(lines[max(0, 500 - num_lines) :]), path.stat().st_size)
 
 
 def test_a_last_line_without_an_end_is_a_line(tmp_path: Path) -> None:
-    assert last_lines(write(tmp_path / "log", "one\ntwo\nthr"), 2) == "two\nthr"
+    assert last_lines(write(tmp_path / "log", "one\ntwo\nthr"), 2) == ("two\nthr", 11)
 
 
 def test_the_newest_job_comes_before_the_programs_own_log(tmp_path: Path) -> None:
@@ -78,9 +78,13 @@ def test_following_ends_with_the_run_and_misses_nothing(
         target=show_logs, args=(tmp_path,), kwargs={"ranks": [0], "num_lines": 5, "follow": True}
     )
     following.start()
-    with path.open("a") as lines:
-        lines.write("more\n")
+    written = [f"more {number}\n" for number in range(2000)]
+    with path.open("a", buffering=1) as lines:  # each line by itself, while its reader looks for the last ones
+        lines.writelines(written)
     log.append("finished", step=9)
     following.join(timeout=30)
     assert not following.is_alive()
-    assert capsys.readouterr().out == f"==> {path} <==\nbegun\nmore\n"
+    shown = capsys.readouterr().out.splitlines(keepends=True)
+    assert shown[0] == f"==> {path} <==\n"
+    assert shown[1:] == ["begun\n", *written][-len(shown) + 1 :]
+    assert len(shown) > 5
