@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from benchmarks.result_file import write_result_file
-from configs.base import ConfigError
+from benchmarks.seeded_runs import Results, errors_saved, half_interval
 
 TITLES = {
     "none": "no teacher",
@@ -33,14 +30,9 @@ COLUMNS = {
     "cost": ["time of a step", ".2f"],
 }
 
-Runs = Sequence[Mapping[str, Any]]
 
-
-def write_table(folder: Path, out: Path) -> None:
-    """Reads what `run` left in `folder` and writes the result file that docs show."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not runs:
-        raise ConfigError(f"{str(folder)!r} holds no result: python -m benchmarks.distill run makes them")
+def write_table(runs: Results, out: Path) -> None:
+    """The result file that docs show, of what `run` left."""
     write_result_file(
         out,
         columns=COLUMNS,
@@ -51,7 +43,7 @@ def write_table(folder: Path, out: Path) -> None:
     )
 
 
-def table_rows(runs: Runs) -> list[dict[str, Any]]:
+def table_rows(runs: Results) -> list[dict[str, Any]]:
     """A row for each fraction and choice of losses; errors saved are of the run of the same seed without teacher."""
     rows = []
     for fraction in sorted({run["fraction"] for run in runs}, reverse=True):
@@ -62,29 +54,11 @@ def table_rows(runs: Runs) -> list[dict[str, Any]]:
     return rows
 
 
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half the width of the 95 % interval of the mean (Student's t); None of a single value."""
-    if len(values) < 2:
-        return None
-    quantile = float(student_t.ppf(0.975, len(values) - 1))
-    return quantile * stdev(values) / len(values) ** 0.5
-
-
-def errors_saved(runs: Runs, baseline: Runs) -> list[float]:
-    """Percent of the errors without a teacher that a run does not make, seed by seed where both are there."""
-    without = {run["seed"]: 100.0 - run["top1"] for run in baseline}
-    return [
-        100.0 * (1.0 - (100.0 - run["top1"]) / without[run["seed"]])
-        for run in runs
-        if without.get(run["seed"])
-    ]
-
-
-def _chosen(runs: Runs, fraction: float, name: str) -> Runs:
+def _chosen(runs: Results, fraction: float, name: str) -> Results:
     return [run for run in runs if run["fraction"] == fraction and run["row"] == name]
 
 
-def _row(found: Runs, baseline: Runs) -> dict[str, Any]:
+def _row(found: Results, baseline: Results) -> dict[str, Any]:
     top1 = [run["top1"] for run in found]
     is_baseline = found[0]["row"] == "none"
     saved = [] if is_baseline else errors_saved(found, baseline)
@@ -102,7 +76,7 @@ def _row(found: Runs, baseline: Runs) -> dict[str, Any]:
     }
 
 
-def _before_after(found: Runs, name: str) -> str | None:
+def _before_after(found: Results, name: str) -> str | None:
     keys = (f"{name}_before", f"{name}_after")
     if any(key not in run for run in found for key in keys):
         return None
@@ -110,14 +84,14 @@ def _before_after(found: Runs, name: str) -> str | None:
     return f"{before:.2f} -> {after:.2f}"
 
 
-def _cost(found: Runs, baseline: Runs) -> float | None:
+def _cost(found: Results, baseline: Results) -> float | None:
     """Seconds of a step over those without a teacher."""
     if not baseline:
         return None
     return fmean(run["step_s"] for run in found) / fmean(run["step_s"] for run in baseline)
 
 
-def _note(runs: Runs) -> str:
+def _note(runs: Results) -> str:
     images, steps = sorted({run["num_images"] for run in runs}), sorted({run["steps"] for run in runs})
     return (
         f"{_listed(images)} test images, each once; {_listed(steps)} steps; {runs[0]['parameters']:,} parameters. "

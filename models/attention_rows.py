@@ -17,6 +17,8 @@ from timm.layers.attention import Attention
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
+from models.full_precision import without_autocast
+
 
 class Rows(NamedTuple):
     """Some rows of a layer's attention."""
@@ -107,7 +109,6 @@ def _places(q_BHND: Tensor, max_rows: int) -> Tensor:
 
 
 def _softmax_rows(q_BHRD: Tensor, k_BHND: Tensor, bias: Tensor | None = None) -> Tensor:
-    # Autocast would undo float32 in the product.
-    with torch.autocast(q_BHRD.device.type, enabled=False):
+    with without_autocast(q_BHRD):
         scores = q_BHRD.float() @ k_BHND.float().transpose(-1, -2)
         return (scores if bias is None else scores + bias.float()).softmax(dim=-1)

@@ -7,9 +7,10 @@ Krizhevsky, Sutskever & Hinton 2012, section 3.3, there behind the rectified fir
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.full_precision import without_autocast
 
 
 class LocalResponse(nn.Module):
@@ -23,7 +24,7 @@ class LocalResponse(nn.Module):
         # torch takes the mean over the channels where the paper takes the sum (and Caffe, with the same constants,
         # the mean: its AlexNet normalizes five times less).
         # In float32 under autocast too: squares and roots of 16-bit numbers lose too much.
-        with torch.autocast(maps.device.type, enabled=False):
+        with without_autocast(maps):
             whole = F.local_response_norm(maps.float(), self.size, self.alpha * self.size, self.beta, self.k)
         return whole.to(maps.dtype)
 

@@ -6,12 +6,13 @@ Shapes: B batch, H heads, N queries, M keys, D head width; `...` stands for more
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from models.full_precision import without_autocast
 
 _MOST_SCORES = 1 << 22
 """Scores formed at once: 16 MiB of float32, whatever the number of tokens."""
@@ -24,7 +25,7 @@ def row_of(q_BHD: Tensor, k_BHMD: Tensor, *, scale: float) -> Tensor:
 
 def row_of_heads(q_BHD: Tensor, k_BHMD: Tensor, *, scale: float) -> Tensor:
     """The same head by head, [B, H, M]."""
-    with _without_autocast(k_BHMD):
+    with without_autocast(k_BHMD):
         q_BHD1 = q_BHD.float().unsqueeze(-1) * scale
         scores_BHM = (k_BHMD.float() @ q_BHD1).squeeze(-1)
     row_BHM: Tensor = scores_BHM.softmax(dim=-1)
@@ -43,7 +44,7 @@ def sum_of_rows(
     heads, num_queries = q_HND.shape[-3:-1]
     per_query = q_HND.shape[:-3].numel() * heads * k_HMD.shape[-2]
     size = max(1, _MOST_SCORES // per_query)
-    with _without_autocast(q_HND):
+    with without_autocast(q_HND):
         q_HND, k_HDM = q_HND.float() * scale, k_HMD.float().transpose(-2, -1)
         needs_gradient = torch.is_grad_enabled() and (q_HND.requires_grad or k_HDM.requires_grad)
         form = partial(checkpoint, _sum_some, use_reentrant=False) if needs_gradient else _sum_some
@@ -62,9 +63,3 @@ def _sum_some(weights_n: Tensor, q_HnD: Tensor, k_HDM: Tensor, *biases: Tensor) 
     rows_HnM = scores_HnM.softmax(dim=-1)
     weighted_M: Tensor = torch.einsum("...n,...hnm->...m", weights_n.float(), rows_HnM)
     return weighted_M
-
-
-def _without_autocast(like: Tensor) -> AbstractContextManager[object]:
-    """Autocast would undo float32 in products; devices without it (meta) have nothing to turn off."""
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
 
-from benchmarks.distill import FRACTIONS, RECIPE, ROWS, Job, main
-from benchmarks.distill_table import errors_saved, half_interval, table_rows, write_table
+from benchmarks.distill import FRACTIONS, RECIPE, ROWS, distillation, main
+from benchmarks.distill_table import table_rows, write_table
+from benchmarks.seeded_runs import read_results
 from benchmarks.tables import render
 from configs.base import ConfigError
 from configs.load import load_config
 from finetune.config import FinetuneConfig
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("weights")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -29,9 +36,11 @@ from finetune.config import FinetuneConfig
         ("features", {"logits", "attention", "features"}),
     ],
 )
-def test_each_row_has_the_losses_of_its_name_and_all_else_alike(row: str, losses: set[str]) -> None:
-    job = Job(row=row, fraction=0.1, seed=3, teacher="t")
-    config = load_config(FinetuneConfig, RECIPE, job.overrides).config
+def test_each_row_has_the_losses_of_its_name_and_all_else_alike(
+    teacher: Path, row: str, losses: set[str]
+) -> None:
+    run = distillation(row=row, fraction=0.1, seed=3, teacher=str(teacher))
+    config = load_config(FinetuneConfig, RECIPE, run.overrides).config
     assert config.teacher is not None and set(config.teacher.losses) == losses
     assert config.data.unlabelled == ("drop" if row == "none" else "keep")
     plain = load_config(FinetuneConfig, RECIPE).config
@@ -58,19 +67,6 @@ def run_of(row: str, seed: int, top1: float, fraction: float = 1.0, step_s: floa
     }
 
 
-def test_the_interval_is_students() -> None:
-    values = [90.0, 91.5, 90.7, 92.0, 89.9]
-    low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert half_interval(values) == pytest.approx((high - low) / 2)
-    assert half_interval([90.0]) is None and half_interval([]) is None
-
-
-def test_errors_are_saved_seed_by_seed() -> None:
-    baseline = [run_of("none", 0, 90.0), run_of("none", 1, 80.0)]
-    taught = [run_of("both", 0, 92.0), run_of("both", 1, 85.0), run_of("both", 2, 99.0)]
-    assert errors_saved(taught, baseline) == pytest.approx([20.0, 25.0])
-
-
 def test_a_row_of_the_table_sums_up_its_seeds() -> None:
     runs = [run_of("both", 0, 92.0, step_s=0.2), run_of("both", 1, 94.0, step_s=0.2)]
     runs += [run_of("none", 0, 90.0), run_of("none", 1, 90.0), run_of("logits", 0, 50.0, fraction=0.1)]
@@ -82,35 +78,35 @@ def test_a_row_of_the_table_sums_up_its_seeds() -> None:
 
 
 def test_a_table_is_made_from_the_files_that_are_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no result"):
-        write_table(tmp_path / "runs", tmp_path / "out.json")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "a.json").write_text(json.dumps(run_of("none", 0, 90.0)))
-    write_table(tmp_path / "runs", tmp_path / "out.json")
+    (tmp_path / "a.json").write_text(json.dumps(run_of("none", 0, 90.0)))
+    write_table(read_results(tmp_path), tmp_path / "out.json")
     table = render(tmp_path / "out.json")
     assert "| 100% | no teacher | 1 | 90.00 | - | - | - | 0.10 -> 0.20 | - | 1.00 |" in table
     assert "10,000 test images, each once; 10 steps" in table
 
 
-def test_names_of_jobs_differ() -> None:
-    jobs = [Job(row=r, fraction=f, seed=s, teacher="t") for r in ROWS for f in FRACTIONS for s in (0, 1)]
-    assert len({job.name for job in jobs}) == len(jobs)
+def test_names_of_runs_differ(teacher: Path) -> None:
+    choices = [(row, fraction, seed) for row in ROWS for fraction in FRACTIONS for seed in (0, 1)]
+    names = {distillation(row=r, fraction=f, seed=s, teacher=str(teacher)).name for r, f, s in choices}
+    assert len(names) == len(choices)
 
 
-def test_a_result_of_other_settings_or_of_another_teacher_is_not_kept(tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher"
-    teacher.mkdir()
-    (teacher / "config.json").write_text("{}")
-    (teacher / "model.safetensors").write_text("weights")
-    digest = hashlib.sha256(b"weights").hexdigest()[:16]
-    job = Job(row="both", fraction=1.0, seed=0, teacher=str(teacher))
+def test_kept_answers_are_for_rows_that_need_no_more_and_in_no_result(teacher: Path, tmp_path: Path) -> None:
+    runs = [
+        distillation(row=row, fraction=1.0, seed=0, teacher=str(teacher), answers=tmp_path / "answers")
+        for row in ROWS
+    ]
+    asking = {run.facts["row"] for run in runs if any("teacher.cache" in o for o in run.overrides)}
+    assert asking == {"logits", "attention", "both"}
+    assert not any(str(tmp_path) in setting for run in runs for setting in run.settings)
+
+
+def test_a_result_by_another_teacher_is_not_kept(teacher: Path, tmp_path: Path) -> None:
+    run = distillation(row="both", fraction=1.0, seed=0, teacher=str(teacher))
     command = ["run", "--teacher", str(teacher), "--rows", "both", "--fractions", "1", "--seeds", "0"]
     command += ["--results", str(tmp_path)]
-    result = tmp_path / f"{job.name}.json"
-    result.write_text(json.dumps({"settings": job.settings_of_run, "teacher": digest}))
-    assert main(command) == 0
-    with pytest.raises(ConfigError, match="made with other settings or by another teacher"):
-        main([*command, "--set", "optim.lr=0.1"])
+    run.result(tmp_path).write_text(json.dumps({**run.facts, "settings": run.settings}))
+    assert main(command) == 0  # there is nothing to run, and nothing to ask the teacher
     (teacher / "model.safetensors").write_text("others")
-    with pytest.raises(ConfigError, match="made with other settings or by another teacher"):
+    with pytest.raises(ConfigError, match="was made with another teacher than this run would be"):
         main(command)

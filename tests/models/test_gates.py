@@ -18,6 +18,7 @@ from configs.attention import GatesConfig
 from configs.base import ConfigError
 from configs.training import ModelConfig
 from models.build import CONFIG_FILE, SIGNATURE, WEIGHTS_FILE, build_model, load_release
+from models.complexity import count_flops
 from models.gates import use_gates
 from models.layer_order import layer_order
 from models.release import save_for_timm
@@ -57,6 +58,12 @@ def test_in_all_stages_it_is_timms_network_with_this_layer_name_by_name_and_logi
     timms.load_state_dict(ours.state_dict())
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(ours(images), timms(images))
+
+
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_the_operations_of_every_gate_can_be_counted(name: str) -> None:
+    plain = count_flops(timm.create_model("resnet18", num_classes=5, channels=SMALL["channels"]), (3, 64, 64))
+    assert plain <= count_flops(gated(name), (3, 64, 64)) < 2 * plain
 
 
 def test_weights_of_seresnet18_load_as_they_are() -> None:

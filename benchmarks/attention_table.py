@@ -1,0 +1,112 @@
+"""The table of benchmarks/attention.py, and its figure of accuracy against compute."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+
+from benchmarks.attention_systems import System
+from benchmarks.result_file import write_result_file
+from benchmarks.seeded_runs import Results, errors_saved, half_interval
+
+COLUMNS = {
+    "title": ["system", "s"],
+    "runs": ["seeds", "d"],
+    "top1": ["top-1, %", ".2f"],
+    "interval": ["95 % interval, +-", ".2f"],
+    "saved": ["errors saved of its base, %", ".1f"],
+    "saved_interval": ["+-", ".1f"],
+    "parameters": ["parameters", ",d"],
+    "mflops": ["MFLOPs", ".2f"],
+    "train": ["training, images/s", ",.0f"],
+    "infer": ["inference, images/s", ",.0f"],
+    "memory": ["MB an image", ".2f"],
+}
+_COLOURS = ("#2463c9", "#d1650c", "#2f7d4f", "#8a3ea8")
+
+
+def table_rows(
+    results: Results, systems: Mapping[str, System], costs: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row for each system that has a result; errors saved are of the run of the same seed of its base."""
+    by_row = {row: [result for result in results if result["row"] == row] for row in systems}
+    return [
+        _row(system, found, by_row[system.base] if system.base else [], costs.get(row, {}))
+        for (row, system), found in zip(systems.items(), by_row.values(), strict=True)
+        if found
+    ]
+
+
+def write_table(
+    results: Results, systems: Mapping[str, System], *, costs: Path, out: Path, figure: Path
+) -> None:
+    """The result file that docs show, and the figure beside it."""
+    measured = {row["row"]: row for row in json.loads(costs.read_text())["rows"]} if costs.exists() else {}
+    rows = table_rows(results, systems, measured)
+    write_result_file(
+        out,
+        columns=COLUMNS,
+        rows=rows,
+        note=_note(results),
+        machine=results[0]["machine"],
+        versions=results[0]["versions"],
+    )
+    draw(rows, figure)
+
+
+def draw(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Top-1 against operations, with 95 % intervals, a colour for each network."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8.0, 4.5))
+    networks = sorted({row["network"] for row in rows})
+    for network, colour in zip(networks, _COLOURS, strict=False):
+        for row in (row for row in rows if row["network"] == network):
+            axes.errorbar(
+                row["mflops"], row["top1"], yerr=row["interval"], color=colour, marker="o", markersize=4
+            )
+            axes.annotate(
+                row["title"],
+                (row["mflops"], row["top1"]),
+                xytext=(5, 3),
+                textcoords="offset points",
+                fontsize=7,
+            )
+    axes.set_xlabel("MFLOPs of an image's forward")
+    axes.set_ylabel("top-1 on the 10,000 test images, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(out, dpi=120, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _row(system: System, found: Results, base: Results, cost: Mapping[str, Any]) -> dict[str, Any]:
+    top1, saved = [result["top1"] for result in found], errors_saved(found, base)
+    return {
+        "title": system.title,
+        "network": system.network,
+        "runs": len(found),
+        "top1": fmean(top1),
+        "interval": half_interval(top1),
+        "saved": fmean(saved) if saved else None,
+        "saved_interval": half_interval(saved),
+        "parameters": found[0]["parameters"],
+        "mflops": found[0]["flops"] / 1e6,
+        **{key: cost.get(key) for key in ("train", "infer", "memory")},
+    }
+
+
+def _note(results: Results) -> str:
+    steps = sorted({result["steps"] for result in results})
+    return (
+        f"{results[0]['num_images']:,} test images, each once; {' or '.join(f'{count:,}' for count in steps)} steps. "
+        "Intervals are of the mean over seeds (Student's t); errors saved are relative to the run of the same seed of "
+        "the network without the system. A multiply-add is two operations; what progressive attention, penalties and "
+        "merged tokens change of them is in the images/s, not here."
+    )

@@ -1,0 +1,55 @@
+"""benchmarks.attention: every row is a recipe that builds and differs by its system alone; the table sums up seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.attention import training
+from benchmarks.attention_systems import SYSTEMS
+from benchmarks.attention_table import draw, table_rows
+from configs.load import load_config
+from models.build import build_model
+from pretrain.config import PretrainConfig
+
+
+def config_of(row: str) -> PretrainConfig:
+    run = training(row, 3)
+    return load_config(PretrainConfig, run.recipe, run.overrides).config
+
+
+@pytest.mark.parametrize("row", SYSTEMS)
+def test_a_row_differs_from_its_base_by_its_attention_alone(row: str) -> None:
+    config, base = config_of(row), config_of(SYSTEMS[row].base or row)
+    build_model(config.model, num_classes=10, in_chans=1, image_size=28)
+    plain = {"attention": base.model.attention}
+    assert config.model_copy(update={"model": config.model.model_copy(update=plain)}) == base
+    assert SYSTEMS[row].base is None or config.model.attention != base.model.attention
+
+
+def test_all_rows_have_the_same_data_and_steps() -> None:
+    first, *others = map(config_of, SYSTEMS)
+    assert all(
+        (other.data, other.train, other.schedule) == (first.data, first.train, first.schedule)
+        for other in others
+    )
+
+
+def result_of(row: str, seed: int, top1: float) -> dict[str, Any]:
+    return {"row": row, "seed": seed, "top1": top1, "parameters": 1000, "flops": 2_500_000, "steps": 10}
+
+
+def test_a_system_is_held_against_its_base_and_shown_with_what_it_costs(tmp_path: Path) -> None:
+    results = [result_of("cnn", 0, 90.0), result_of("cnn", 1, 80.0)]
+    results += [result_of("se", 0, 91.0), result_of("se", 1, 84.0), result_of("vit", 0, 70.0)]
+    costs = {"se": {"row": "se", "train": 500.0, "infer": 2000.0, "memory": 0.5}}
+    rows = table_rows(results, SYSTEMS, costs)
+    assert [row["title"] for row in rows] == ["ResNet", "+ squeeze-and-excitation", "ViT"]
+    base, gated, alone = rows
+    assert base["saved"] is None and alone["saved"] is None and alone["interval"] is None
+    assert gated["top1"] == 87.5 and gated["saved"] == pytest.approx(15.0) and gated["mflops"] == 2.5
+    assert gated["train"] == 500.0 and base["train"] is None
+    draw(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
