@@ -83,9 +83,9 @@ def main(arguments: list[str]) -> int:
         columns=COLUMNS,
         rows=[_row(row, rounds, memory[row], len(batches[0])) for row in SYSTEMS],
         note=f"Forward and backward of {len(batches[0])} images of 28 x 28 in float32 on the CPU, "
-        f"{torch.get_num_threads()} threads, medians of {given.rounds} rounds; inference without gradient. Memory is the "
-        "most that is alive at once in a training step beside weights and their gradients; what is made and dropped "
-        "within a fused kernel is not seen.",
+        f"{torch.get_num_threads()} threads, medians of {given.rounds} rounds; inference without gradient. Memory is "
+        "the most that is alive at once in a training step beside weights and their gradients; what is made and "
+        "dropped within a fused kernel is not seen.",
         versions=installed_versions(("torch", "timm")),
     )
     return 0
