@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from configs.base import ConfigError
+from configs.teacher import OverlapConfig
 from data_pipeline.batch import Batch
 from engine.results.evaluate import Beside, Tally
 from engine.world import World
-from finetune.config import FinetuneConfig, OverlapConfig
+from finetune.config import FinetuneConfig
 from finetune.ensemble import as_one
 from finetune.teacher import Observer, Teacher
 from models.apprentice import students_of

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from configs.base import ConfigError, Duration
 from configs.fade import Fade
+from configs.teacher import TeacherConfig
 from data_pipeline.batch import Batch, normalize
 from data_pipeline.mix import mix_images
 from engine.objective import Loss
-from finetune.config import TeacherConfig
 from finetune.lesson import Lesson
 from finetune.teacher import Observer
 from finetune.weights import LossWeights, Steps

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.base import ConfigError
+from configs.teacher import AttentionConfig, PairedConfig, TeacherConfig
 from data_pipeline.batch import Batch
 from engine.objective import Loss
-from finetune.config import AttentionConfig, PairedConfig, TeacherConfig
 from finetune.teacher import Located, Observer, TeacherOutput
 from finetune.weights import LossWeights
 from models.apprentice import Apprentice

@@ -11,7 +11,8 @@ from configs.load import load_config
 from configs.modes import KnnMode
 from engine.command import Command
 from engine.session import Session, open_session
-from engine.sharding.zero import build_engine
+from engine.sharding.zero import build_engine, shard_frozen
+from engine.world import World
 from finetune.beside import watch_evaluation
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective
@@ -42,6 +43,7 @@ def run(command: Command) -> int:
         learner = Classroom(students) if config.students else students[""]
         asked = () if isinstance(observer, CachedTeacher) else teachers
         session.examine(learner, forward=logits_of_all, frozen=[teacher.network for teacher in asked])
+        _shard(teachers, config, session.world)
         engine = build_engine(learner, config, session.world)
         objective = DistillObjective(
             engine.module,
@@ -102,7 +104,15 @@ def _build_student(config: FinetuneConfig, source: WeightSource | None, session:
 def _load_teachers(config: FinetuneConfig, session: Session) -> Sequence[Teacher]:
     if config.teacher is None or not config.teacher.is_loaded:
         return ()
-    return load_teachers(config, class_names=session.index.classes, device=session.world.device)
+    # What is going to be sharded reaches the device in shares.
+    device = "cpu" if config.teacher.sharded else session.world.device
+    return load_teachers(config, class_names=session.index.classes, device=device)
+
+
+def _shard(teachers: Sequence[Teacher], config: FinetuneConfig, world: World) -> None:
+    if config.teacher is not None and config.teacher.sharded:
+        for teacher in teachers:
+            shard_frozen(teacher.network, world)
 
 
 def _observer(config: FinetuneConfig, session: Session, teachers: Sequence[Teacher]) -> Observer | None:

@@ -58,6 +58,11 @@ def teach(config: FinetuneConfig, out: Path, options: Options, *, world: World, 
     config, _ = follow_checkpoint(config)
     if config.uncacheable:
         raise ConfigError("\n".join(config.uncacheable))
+    if config.teacher is not None and config.teacher.sharded:
+        raise ConfigError(
+            "teacher.sharded: all ranks ask a sharded teacher at once, and here each asks about its own files: leave "
+            "it out (teacher.precision: bf16 halves what a rank holds)"
+        )
     index = open_training(config.data)
     teacher = _load_teacher(config, index, world)
     here = _describe(config, index, teacher, options, device=world.device, command=command)

@@ -33,7 +33,7 @@ from engine.sharding.universal import (
     repair_optimizer,
     universal_copy,
 )
-from engine.sharding.zero_config import deepspeed_config
+from engine.sharding.zero_config import deepspeed_config, frozen_config
 from engine.survival.preempt import Stopped
 from engine.world import World
 from models.apprentice import students_of
@@ -69,6 +69,20 @@ def build_engine(model: nn.Module, config: RunConfig, world: World) -> Engine:
     if config.train.compile:
         wrapped.compile()
     return Engine(wrapped, config=config, world=world)
+
+
+def shard_frozen(model: nn.Module, world: World) -> None:
+    """Spreads the weights of a network that is not trained over the ranks, in place, on the device, by ZeRO stage 3.
+
+    A layer's are gathered while it computes: from now on every rank calls the network, and equally often. Weights go to
+    the device one by one: it never holds all of them.
+    """
+    deepspeed, settings = _import_deepspeed(world), frozen_config()
+    deepspeed.init_distributed(dist_backend=_backend(world), auto_mpi_discovery=False, verbose=False)
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(world.device)
+    deepspeed.initialize(model=model, config=settings, dist_init_required=False)
 
 
 class Engine:

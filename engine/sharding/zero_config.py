@@ -45,6 +45,11 @@ def deepspeed_config(config: RunConfig, world: World, *, num_parameters: int) ->
     return settings
 
 
+def frozen_config() -> dict[str, Any]:
+    """DeepSpeed's settings for a network without an optimizer whose weights lie on the ranks in shares."""
+    return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShape:
     """How a global batch is cut: over ranks, and on each rank into micro-batches."""

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from configs.base import ConfigError
+from configs.teacher import OverlapConfig
 from engine.results.evaluate import Evaluator
 from engine.world import World
 from finetune.beside import FurtherStudents, Overlap, Several
-from finetune.config import OverlapConfig
 from models.apprentice import Classroom
 from models.attention_maps import look
 from models.overlap import map_correlation, map_pointing

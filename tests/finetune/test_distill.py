@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from configs.base import ConfigError, Duration
 from configs.data import AugmentConfig
 from configs.fade import Fade
+from configs.teacher import AttentionConfig, FeaturesConfig, LogitsConfig, TeacherConfig
 from data_pipeline.batch import Batch
 from data_pipeline.mix import draw_mix, mix_images
 from engine.objective import Loss, Objective
-from finetune.config import AttentionConfig, FeaturesConfig, LogitsConfig, TeacherConfig
 from finetune.distill import DistillObjective
 from models.apprentice import Apprentice, Classroom
 from models.distill_losses import attention_transfer

@@ -9,8 +9,8 @@ import torch
 
 from configs.attention import AttentionConfig as ModelAttention
 from configs.attention import GatesConfig
+from configs.teacher import AttentionConfig, FeaturesConfig, LogitsConfig, TeacherConfig
 from configs.training import ModelConfig
-from finetune.config import AttentionConfig, FeaturesConfig, LogitsConfig, TeacherConfig
 from finetune.distill import DistillObjective
 from models.apprentice import Apprentice
 from models.build import build_model

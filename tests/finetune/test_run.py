@@ -139,6 +139,14 @@ def test_overlap_is_measured_before_the_first_step_and_after(together: Path) -> 
 
 
 @pytest.mark.slow
+def test_a_teacher_that_is_sharded_teaches_the_same(folder: Path, together: Path) -> None:
+    done = finetune(folder, "sharded", OWN, students={"small": SMALL}, teacher={"sharded": True})
+    assert done.returncode == 0, done.stderr
+    for key in ("train/attention", "train/features", "train/logits", "val/map_correlation"):
+        assert series(folder / "sharded", key) == pytest.approx(series(together, key), rel=1e-5), key
+
+
+@pytest.mark.slow
 def test_a_run_that_lost_its_last_steps_goes_on_to_the_same_weights(folder: Path, together: Path) -> None:
     released = ("release", "students/small/release")
     before = {name: weights_of(together / name) for name in released}

@@ -144,6 +144,8 @@ def test_recipes_that_no_answer_can_be_kept_for_are_refused(folder: Path, tmp_pa
         write_cache(made(folder, data__augment__cutmix=1.0), tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"the recipe has no teacher to ask: set teacher.checkpoint"):
         write_cache(made(folder, teacher=None), tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"teacher.sharded: all ranks ask a sharded teacher at once"):
+        write_cache(made(folder, teacher__sharded=True), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 

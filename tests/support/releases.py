@@ -25,11 +25,15 @@ def make_release(
     channels: int = 1,
     num_classes: int = 10,
     label_names: Sequence[str] = (),
+    **changes: Any,
 ) -> Path:
-    """RUN/release for images of 28 pixels; returns RUN. Confident and mostly wrong, so that calibration is bad."""
+    """RUN/release for images of 28 pixels; returns RUN. Confident and mostly wrong, so that calibration is bad.
+
+    `changes` are arguments that the architecture gets instead of its usual ones here.
+    """
     torch.manual_seed(seed)
     name, body = _CNN if kind == "cnn" else _VIT
-    args: dict[str, Any] = {**body, "in_chans": channels, "num_classes": num_classes}
+    args: dict[str, Any] = {**body, **changes, "in_chans": channels, "num_classes": num_classes}
     stats = {
         "input_size": (channels, 28, 28),
         "mean": (0.3,) * channels,

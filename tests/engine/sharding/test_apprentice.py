@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from configs.teacher import AttentionConfig, FeaturesConfig, TeacherConfig
 from engine.sharding.zero import build_engine
 from engine.world import World
-from finetune.config import AttentionConfig, FeaturesConfig, TeacherConfig
 from finetune.distill import DistillObjective
 from models.apprentice import Apprentice, Classroom
 from models.carrier import released_parts
