@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from configs.base import Section
 from configs.fade import Fade
 
+ANSWERS_FILE = "answers.json"
+"""What a folder of kept answers says of itself."""
+
 
 class LossConfig(Section):
     """How much a loss counts."""

@@ -199,6 +199,11 @@ class RunConfig(Section):
         return {}
 
     @property
+    def kept_answers(self) -> Mapping[str, str]:
+        """Folders of a teacher's answers that the run reads, by the setting that names them."""
+        return {}
+
+    @property
     def undecided(self) -> frozenset[str]:
         """Settings by dotted path that are known only when the run starts."""
         return frozenset()

@@ -14,6 +14,7 @@ from typing import Any
 
 from configs.base import ConfigError
 from configs.same_run import fixed_settings
+from configs.teacher import ANSWERS_FILE
 from data_pipeline.index import ShardIndex
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import checksum
@@ -22,7 +23,6 @@ from finetune.answers import AnswerFormat
 from finetune.config import FinetuneConfig
 from models.build import CONFIG_FILE, WEIGHTS_FILE, resolve_release
 
-MANIFEST_FILE = "answers.json"
 _VERSION = 1
 
 _ORDER = (
@@ -89,12 +89,12 @@ class CacheManifest:
         """Into the cache, whole or not at all."""
         content = {"version": _VERSION, **asdict(self), "crops_digest": _digest(self.crops)}
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / MANIFEST_FILE, json.dumps(content, indent=1) + "\n")
+        write_whole(folder / ANSWERS_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path) -> CacheManifest | None:
     """None where no cache was begun; ConfigError for a manifest that cannot be read."""
-    path = folder / MANIFEST_FILE
+    path = folder / ANSWERS_FILE
     if not path.is_file():
         return None
     try:

@@ -57,6 +57,12 @@ class FinetuneConfig(RunConfig):
         return found if self.checkpoint is None else {**found, "start": self.checkpoint}
 
     @property
+    def kept_answers(self) -> Mapping[str, str]:
+        """Those that are read instead of asking the teacher."""
+        cache = None if self.teacher is None else self.teacher.cache
+        return {} if cache is None else {"teacher.cache": cache}
+
+    @property
     def loss_weights(self) -> Mapping[str, tuple[float, Fade | None]]:
         """Weight and fade of each loss by name."""
         losses = {} if self.teacher is None else self.teacher.losses

@@ -19,10 +19,11 @@ from launch.many.group import Member, refuse, share_snapshot, submit_member
 from launch.submission.folder import refuse_foreign
 from launch.submission.job import Job
 from launch.submission.record import Submission, launch_folder
+from launch.submission.releases import release_mistakes
 from launch.submission.request import load_cluster
 from launch.submission.slurm import refuse_without_slurm, script_text
 from launch.submission.snapshot import read_source
-from launch.submission.validate import count_samples, live_job, release_mistakes
+from launch.submission.validate import count_samples, live_job
 
 MODULES = {
     "teach": "finetune.teach",

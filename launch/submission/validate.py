@@ -9,7 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from configs.base import ConfigError
 from configs.estimates import find_estimate
 from configs.load import packaged_root
 from configs.same_run import refuse_other_run
-from configs.training import WEIGHT_FILES, RunConfig
+from configs.training import RunConfig
 from launch.submission.folder import refuse_foreign
 from launch.submission.record import read_submission
+from launch.submission.releases import cache_mistakes, release_folder, release_mistakes
 from launch.submission.request import Request
 from launch.submission.slurm import refuse_without_slurm
 
 _PACKAGED = "mirada://"
 _INDEX = "_info.json"
-_RELEASE = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,7 @@ def find_mistakes(request: Request, promised: Collection[Path] = ()) -> Iterator
     yield from _data_mistakes(config)
     yield from _length_mistakes(config)
     yield from release_mistakes(config.releases, promised)
+    yield from cache_mistakes(config.kept_answers, promised)
     yield from _share_mistakes(request)
     if request.cluster.kind == "slurm":
         yield from _place_mistakes(request)
@@ -129,36 +130,6 @@ def data_folder(location: str) -> Path:
     return Path(location)
 
 
-def release_mistakes(releases: Mapping[str, str], promised: Collection[Path]) -> Iterator[str]:
-    """References, by the name of what gives them, to releases that neither exist nor are `promised`."""
-    expected = {path.resolve() for path in promised}
-    for role, reference in releases.items():
-        folder = release_folder(reference)
-        if folder is not None and folder.name.endswith(WEIGHT_FILES):
-            if not folder.is_file():
-                yield f"{role}: no file {reference!r}"
-            continue
-        if folder is None or {folder.resolve(), folder.resolve().parent} & expected:
-            continue
-        if not any(
-            all((place / name).is_file() for name in _RELEASE) for place in (folder, folder / "release")
-        ):
-            yield (
-                f"{role}: {reference!r} is no release and no run folder with one ({' and '.join(_RELEASE)}); a run "
-                "writes its release when it has finished"
-            )
-
-
-def release_folder(reference: str) -> Path | None:
-    """The folder that a reference to a release names; None for a name of timm or of a hub."""
-    if reference.startswith("hf-hub:"):
-        return None
-    folder = Path(reference.removeprefix("local-dir:")).expanduser()
-    is_path = "/" in reference or reference.startswith("local-dir:") or reference.endswith(WEIGHT_FILES)
-    is_name = not is_path and not folder.is_dir()
-    return None if is_name else folder
-
-
 def _usable_counts(request: Request) -> list[int]:
     cluster, config = request.cluster, request.loaded.config
     parts = 2 if config.data.augment.mixes else 1  # mixed images stay with their neighbour
@@ -209,6 +180,8 @@ def _paths(request: Request) -> Iterator[tuple[str, Path]]:
         folder = release_folder(reference)
         if folder is not None:
             yield role, folder
+    for key, cache in config.kept_answers.items():
+        yield key, Path(cache)
 
 
 def _time_mistakes(request: Request) -> Iterator[str]:

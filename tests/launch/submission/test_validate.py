@@ -114,6 +114,21 @@ def test_a_teacher_that_is_not_there_is_a_mistake_unless_it_will_be(place: Path)
     assert mistakes(*words, program="finetune", recipe=STUDENT) == []
 
 
+def test_answers_that_are_not_there_or_not_finished_are_a_mistake_unless_they_will_be(place: Path) -> None:
+    words = ["teacher.checkpoint=vit_tiny_patch16_224", f"teacher.cache={place}/answers"]
+    (found,) = mistakes(*words, program="finetune", recipe=STUDENT)
+    assert (
+        found == f"teacher.cache: '{place}/answers' holds no answers of a teacher; mirada teach writes them"
+    )
+    assert check(ask(*words, program="finetune", recipe=STUDENT), promised=[place / "answers"])
+    (place / "answers").mkdir()
+    (place / "answers" / "answers.json").write_text('{"taught": null}')
+    (found,) = mistakes(*words, program="finetune", recipe=STUDENT)
+    assert "are not all there yet; mirada teach goes on with them" in found
+    (place / "answers" / "answers.json").write_text('{"taught": {"passes": [1], "copies": 1}}')
+    assert mistakes(*words, program="finetune", recipe=STUDENT) == []
+
+
 def test_a_file_with_weights_to_start_from_has_to_be_there(place: Path) -> None:
     recipe = "configs/finetune/full.yaml"
     (found,) = mistakes("checkpoint=cnn.pth", program="finetune", recipe=recipe)
