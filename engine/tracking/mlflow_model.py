@@ -22,15 +22,14 @@ _REQUIREMENTS = ("mlflow", "torch", "timm", "safetensors", "numpy")
 _ARTIFACTS = "model"
 
 
-def save_pyfunc(release: Path, folder: Path, *, shape: tuple[int, int, int], num_classes: int) -> None:
+def save_pyfunc(release: Path, folder: Path, *, channels: int, num_classes: int) -> None:
     """Writes a model folder around a release: its files, a Python file that loads them, nothing pickled."""
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    channels, height, width = shape
-    pixels = TensorSpec(np.dtype(np.uint8), (-1, height, width, channels))
+    pixels = TensorSpec(np.dtype(np.uint8), (-1, -1, -1, channels))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, num_classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no example of an input

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 
 class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]  # made when MLflow is imported
-    """uint8 [N, H, W, C] or, of grey images, [N, H, W] -> float32 [N, classes], each row a distribution."""
+    """uint8 [N, H, W, C] or, of grey images, [N, H, W] -> float32 [N, classes], each row a distribution.
+
+    Images of any size are cropped and resized as the release says that evaluation does it.
+    """
 
     def load_context(self, context: Any) -> None:
         """Builds the network of the release that lies in the model."""
@@ -27,26 +30,35 @@ class Classifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined] 
         wanted = self._model.pretrained_cfg
         self._channels, self._size = int(wanted["input_size"][0]), int(wanted["input_size"][1])
         self._mean, self._std = (torch.tensor(wanted[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        is_central = wanted.get("crop_mode", "center") == "center"
+        self._part = min(1.0, float(wanted.get("crop_pct") or 0.875)) if is_central else None
+        self._filter = "bilinear" if wanted.get("interpolation") == "bilinear" else "bicubic"
 
     @torch.inference_mode()
     # MLflow would take annotations for a schema, and warn whoever loads the model that it knows none like it.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Images of another size are squeezed into the square that the network was trained on."""
+        """ValueError for what are no such images."""
         pixels = np.asarray(model_input)
         pixels = pixels[..., None] if pixels.ndim == 3 else pixels
         if pixels.ndim != 4 or pixels.shape[3] != self._channels or pixels.dtype != np.uint8:
             raise ValueError(
                 f"images are uint8 [N, H, W, {self._channels}], not {pixels.dtype} {list(pixels.shape)}"
             )
-        images = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2).float() / 255
-        if images.shape[-2:] != (self._size, self._size):
-            images = torch.nn.functional.interpolate(
-                images, (self._size, self._size), mode="bilinear", antialias=True
-            )
-        probabilities: NDArray[np.float32] = (
-            self._model((images - self._mean) / self._std).softmax(dim=1).numpy()
-        )
+        images = self._resized(torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2))
+        inputs = (images.float() / 255 - self._mean) / self._std
+        probabilities: NDArray[np.float32] = self._model(inputs).softmax(dim=1).numpy()
         return probabilities
+
+    def _resized(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, C, S, S] of uint8 [N, C, H, W]; without a crop the whole image is squeezed into a square."""
+        size, shorter = self._size, min(images.shape[2:])
+        if self._part is not None:
+            side = min(shorter, max(1, round(shorter * size / int(size / self._part))))
+            top, left = (images.shape[2] - side) // 2, (images.shape[3] - side) // 2
+            images = images[..., top : top + side, left : left + side]
+        if images.shape[2:] == (size, size):
+            return images
+        return torch.nn.functional.interpolate(images, (size, size), mode=self._filter, antialias=True)
 
 
 def _build(folder: Path) -> Any:

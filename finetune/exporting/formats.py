@@ -99,8 +99,7 @@ def to_mlflow(reference: str, destination: Path, facts: Facts, registered: Regis
         release = Path(folder) / "release"
         spec = export_release(reference, release, facts)
         num_classes = int(getattr(load_release(str(release)), "num_classes", 0))
-        shape = (spec.channels, spec.size, spec.size)
-        save_pyfunc(release, aside, shape=shape, num_classes=num_classes)
+        save_pyfunc(release, aside, channels=spec.channels, num_classes=num_classes)
     lines = [f"{destination}: load it with", f"  mlflow.pyfunc.load_model({str(destination)!r})"]
     if registered is not None:
         lines.append(_register(reference, destination, registered))

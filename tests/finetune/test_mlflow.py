@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,9 +16,11 @@ from typer.testing import CliRunner
 
 from configs.base import ConfigError
 from engine.tracking import command as tracking
+from finetune.candidate import load_candidates
 from finetune.evaluating.comparison import Comparison
 from finetune.evaluating.tracking import track, tracking_place
 from finetune.export import app
+from finetune.predict import predict
 from models.build import load_release
 from tests.finetune.test_evaluation import row
 from tests.support.releases import make_release
@@ -84,13 +87,18 @@ def test_an_exported_model_predicts_where_mirada_is_not_and_holds_no_pickle(
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
+    smooth = cv2.resize(pixels[0], (75, 50))  # another size, and not square
+    cv2.imwrite(str(tmp_path / "photograph.png"), smooth)
+    np.save(tmp_path / "photograph.npy", smooth[None, :, :, None])
     program = (
         "import sys, mlflow, numpy as np\n"
         "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
-        "np.save(sys.argv[3], model.predict(np.load(sys.argv[2])))\n"
+        "for name in sys.argv[2:]:\n"
+        "    np.save(name.replace('.npy', '-found.npy'), model.predict(np.load(name)))\n"
         "assert not [name for name in sys.modules if name.split('.')[0] in ('models', 'finetune', 'mirada')]\n"
     )
-    arguments = ["models:/flowers@student", str(tmp_path / "pixels.npy"), str(tmp_path / "found.npy")]
+    files = [str(tmp_path / name) for name in ("pixels.npy", "photograph.npy")]
+    arguments = ["models:/flowers@student", *files]
     quiet = {"MLFLOW_TRACKING_URI": run.uri, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""}
     done = subprocess.run(
         [sys.executable, "-I", "-c", program, *arguments],
@@ -105,7 +113,13 @@ def test_an_exported_model_predicts_where_mirada_is_not_and_holds_no_pickle(
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     expected = load_release(str(run.path)).eval()((images - 0.3) / 0.35).softmax(1)
     np.testing.assert_allclose(
-        np.load(tmp_path / "found.npy"), expected.detach().numpy(), rtol=1e-4, atol=1e-6
+        np.load(tmp_path / "pixels-found.npy"), expected.detach().numpy(), rtol=1e-4, atol=1e-6
+    )
+    (candidate,) = load_candidates([str(run.path)], device=torch.device("cpu"))
+    (told,) = predict(candidate, [tmp_path / "photograph.png"], top=10)
+    probabilities = np.load(tmp_path / "photograph-found.npy")[0]
+    np.testing.assert_allclose(
+        np.sort(probabilities)[::-1], [guess.probability for guess in told.guesses], rtol=0.05, atol=1e-3
     )
 
 
