@@ -2,17 +2,19 @@
 
 apt-get install libturbojpeg0-dev libopencv-dev pkg-config libavdevice59 libavfilter8
 python -m venv PEERS && PEERS/bin/pip install -r benchmarks/loader_peers/requirements.txt    # its header says the rest
-python -m benchmarks.loader CORPORA --peers PEERS/bin/python [--minutes 24]
+python -m benchmarks.loader CORPORA --peers PEERS/bin/python [--minutes 45]
 
-What is missing is made first: the corpora, by benchmarks.photographs, and the peers' own forms of them. A first pass
-finds each loader's best number of workers; then come rounds over all loaders, so that what else the machine does meets
-all of them. Every measurement is one process group and one line in CORPORA/loader.jsonl; what stands there is not
-measured again, so a run that was cut goes on. At the end `benchmarks/results/loader*.json` are written.
+What is missing is made first: the corpora, by benchmarks.photographs, and the peers' own forms of them. Then each
+loader's best number of workers is searched for, for uint8 and for float32 batches, in two short turns of all. Then come
+rounds over all loaders, so that what else the machine does meets all of them. Every measurement is one process group
+and one line in CORPORA/loader.jsonl; what stands there is not measured again, so a run that was cut goes on. At the end
+`benchmarks/results/loader*.json` are written.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -24,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any
 
 from benchmarks.loader_peers.peers import OURS, PEERS, PLAIN, WALL
@@ -32,6 +35,7 @@ from benchmarks.loader_results import write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = (1, 2, 3)
+_SEARCH_TURNS = 2
 _LONGEST_S = 180  # FFCV compiles for half a minute before its first batch
 
 
@@ -45,7 +49,7 @@ class Case:
     augmentation: str = ""
     workers: int = 0
     round: int = 0
-    """0 is the search for the number of workers."""
+    """From 1; the turns of the search for the number of workers count from 0 down."""
 
 
 VARIANTS = tuple(
@@ -73,10 +77,8 @@ def main(arguments: list[str]) -> int:
     )
     _warm_page_cache(given.corpora)
     names = [name for name in PEERS if given.only is None or name in given.only]
-    searched = [Case(loader=name, workers=workers) for name in names for workers in _choices(name)]
-    for case in searched:
-        if len(_choices(case.loader)) > 1:
-            _measure(case, log, given, seconds=given.seconds / 2)
+    for case in _searched(names):
+        _measure(case, log, given, seconds=given.seconds / 2)
     best = _best_workers(log)
     for number in range(1, given.rounds + 1):
         begun = time.monotonic()
@@ -103,7 +105,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
         "--seconds", type=float, default=5.0, help="measured, after a warm-up; half in the search"
     )
     parser.add_argument(
-        "--minutes", type=float, default=24.0, help="no round starts that would not end by then"
+        "--minutes", type=float, default=45.0, help="no round starts that would not end by then"
     )
     parser.add_argument("--only", nargs="+", choices=PEERS, metavar="LOADER")
     parser.add_argument("--log", type=Path, help="JSON lines; default: CORPORA/loader.jsonl")
@@ -111,20 +113,27 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _choices(name: str) -> tuple[int, ...]:
-    return (len(os.sched_getaffinity(0)),) if name == WALL else WORKERS
+def _searched(names: list[str]) -> Iterator[Case]:
+    """Twice all, one after the other: a single short turn has been seen to be a third off."""
+    for turn in range(_SEARCH_TURNS):
+        for name, form, workers in itertools.product(names, FORMS, WORKERS):
+            if name != WALL:  # it has as many as there are cores
+                yield Case(loader=name, form=form, workers=workers, round=-turn)
 
 
-def _best_workers(log: Path) -> dict[str, int]:
-    best: dict[str, tuple[float, int]] = {}
+def _best_workers(log: Path) -> dict[tuple[str, str], int]:
+    """By loader and form."""
+    rates: dict[tuple[str, str], dict[int, list[float]]] = {}
     for line in _lines(log):
-        if line["round"] == 0 and "images_per_s" in line:
-            found = (line["images_per_s"], line["workers"])
-            best[line["loader"]] = max(best.get(line["loader"], (0.0, 0)), found)
-    return {name: workers for name, (_, workers) in best.items()}
+        if line["round"] <= 0 and "images_per_s" in line:
+            of_loader = rates.setdefault((line["loader"], line["form"]), {})
+            of_loader.setdefault(line["workers"], []).append(line["images_per_s"])
+    return {key: max(found, key=lambda workers: fmean(found[workers])) for key, found in rates.items()}
 
 
-def _round(names: list[str], best: dict[str, int], number: int, *, with_variants: bool) -> Iterator[Case]:
+def _round(
+    names: list[str], best: dict[tuple[str, str], int], number: int, *, with_variants: bool
+) -> Iterator[Case]:
     cases = [
         Case(loader=name, form=form) for form in FORMS for name in names if (name, form) != (WALL, "float32")
     ]
@@ -132,8 +141,8 @@ def _round(names: list[str], best: dict[str, int], number: int, *, with_variants
         cases += [case for case in VARIANTS if case.loader in names]
     start = number * 7 % len(cases)  # no loader is always the first
     for case in cases[start:] + cases[:start]:
-        workers = best.get(case.loader) or _choices(case.loader)[0]
-        if case.loader == WALL or case.loader in best:
+        workers = len(os.sched_getaffinity(0)) if case.loader == WALL else best.get((case.loader, case.form))
+        if workers is not None:
             yield replace(case, workers=workers, round=number)
 
 
