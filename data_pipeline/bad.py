@@ -11,7 +11,7 @@ from data_pipeline.errors import DataError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadSample:
-    """An image that could not be decoded."""
+    """An image that could not be decoded, or a sample without the text that is needed."""
 
     sample_id: int
     shard: str

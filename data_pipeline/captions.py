@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
 from data_pipeline.scan import MAX_BYTES, Member, list_members
 from data_pipeline.shard import Shard
@@ -15,6 +16,26 @@ from data_pipeline.storage.files import ShardFiles
 _BLOCK = 512
 _MOST_MEMBERS = 4096
 """Between two indexed images: what a tar may put in the way of a caption."""
+_MOST_NAMED = 10
+
+
+def refuse_missing_captions(index: ShardIndex, *, max_fraction: float) -> None:
+    """DataError if the index knows of more samples without text than this; those it does not know of are met later."""
+    missing = {
+        shard.name: shard.num_samples - shard.num_captions
+        for shard in index.shards
+        if shard.num_captions is not None and shard.num_captions < shard.num_samples
+    }
+    total = sum(missing.values())
+    if total <= max_fraction * index.num_samples:
+        return
+    named = ", ".join(f"{name} ({count:,})" for name, count in list(missing.items())[:_MOST_NAMED])
+    more = f" and {len(missing) - _MOST_NAMED:,} more" if len(missing) > _MOST_NAMED else ""
+    raise DataError(
+        f"{total:,} of {index.num_samples:,} samples of {index.name!r} have no caption (no text in a '.txt' beside the "
+        f"image), in {len(missing):,} of {len(index.shards):,} shards: {named}{more}; data.max_bad_fraction allows "
+        f"{max_fraction:g} of them. Build the shards with a 'caption' column, leave such samples out, or raise it"
+    )
 
 
 class CaptionReader:

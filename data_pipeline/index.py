@@ -136,7 +136,7 @@ def write_index(
         "version": _VERSION,
         "base": origin.base,
         "classes": list(classes),
-        "shards": [{"bytes": shard.num_bytes, "digest": shard.digest} for shard in shards],
+        "shards": [_described(shard) for shard in shards],
         "source": origin.source,
         "ignored": dict(origin.ignored),
         **({"excluded": origin.excluded} if origin.excluded else {}),
@@ -170,6 +170,7 @@ def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
             num_samples=int(length),
             num_bytes=int(entry["bytes"]),
             digest=str(entry["digest"]),
+            num_captions=None if entry.get("captions") is None else int(entry["captions"]),
         )
         for name, length, entry in columns
     )
@@ -183,6 +184,12 @@ def _parse_info(info: dict[str, Any], folder: Path) -> ShardIndex:
         ignored={str(suffix): int(count) for suffix, count in dict(ours.get("ignored", {})).items()},
         excluded=str(ours.get("excluded", "")),
     )
+
+
+def _described(shard: Shard) -> dict[str, Any]:
+    """What is ours of a shard."""
+    described = {"bytes": shard.num_bytes, "digest": shard.digest, "captions": shard.num_captions}
+    return {name: value for name, value in described.items() if value is not None}
 
 
 def _shard_root(folder: Path, base: str | None) -> str:

@@ -48,10 +48,14 @@ class ShardLoader:
         global_batch: int,
         seed: int,
         duration: Duration | None = None,
+        needs_captions: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`duration` is the run's; only images whose size depends on it (``data.progressive``) need it."""
+        """`duration` is the run's; only images whose size depends on it (``data.progressive``) need it.
+
+        With `needs_captions` batches come with captions, and a sample without one counts as one that does not decode.
+        """
         slots = rank_slots(global_batch, rank, world_size)
         self._order = RunOrder(index, data, global_batch=global_batch, seed=seed)
         self.num_samples = self._order.num_samples
@@ -65,7 +69,9 @@ class ShardLoader:
         sizes = ImageSizes.of(
             data, duration, steps_per_epoch=self.batches_per_epoch, global_batch=global_batch
         )
-        self._steps = TrainSteps(index, data, order=self._order, sizes=sizes, slots=slots, seed=seed)
+        self._steps = TrainSteps(
+            index, data, order=self._order, sizes=sizes, slots=slots, seed=seed, needs_captions=needs_captions
+        )
         self._workers = Workers(
             self._steps, num_workers=data.workers, prefetch=data.prefetch, persistent=data.workers > 0
         )

@@ -98,7 +98,7 @@ class SampleReader:
                     raise DecodeError("truncated")
                 encoded.append(_Encoded(slot=slot, sample_id=sample_id, data=data, header=read_header(data)))
             except DecodeError as error:
-                bad[slot] = self._describe(sample_id, error.reason)
+                bad[slot] = self.describe(sample_id, error.reason)
         return encoded, bad
 
     def _render(
@@ -116,7 +116,7 @@ class SampleReader:
             try:
                 self._draw(sample, boxes[i], shifts[i], out)
             except DecodeError as error:
-                bad[sample.slot] = self._describe(sample.sample_id, error.reason)
+                bad[sample.slot] = self.describe(sample.sample_id, error.reason)
                 continue
             if flips[i]:
                 cv2.flip(out, 1, dst=out)
@@ -140,7 +140,8 @@ class SampleReader:
         if width:
             out[top : top + height, left : left + width] = self._mean_colour
 
-    def _describe(self, sample_id: int, reason: str) -> BadSample:
+    def describe(self, sample_id: int, reason: str) -> BadSample:
+        """A sample that cannot be used, by the names that people know it by."""
         shards, rows = self._index.locate(np.array([sample_id], np.int64))
         shard, row = self._index.shards[int(shards[0])], int(rows[0])
         offset = int(self._index.rows(int(shards[0]))["offset"][row])

@@ -89,6 +89,8 @@ class ScannedShard:
     rows: NDArray[np.void]
     """SAMPLE rows in tar order."""
     keys: tuple[str, ...]
+    num_captions: int
+    """Samples whose ``.txt`` is there and not empty."""
     ignored: Mapping[str, int]
     """Members that belong to no sample: how many by suffix, and links."""
     digest: str
@@ -107,6 +109,7 @@ def scan_content(content: Content, *, name: str) -> ScannedShard:
     rows: list[tuple[int, int, int, int]] = []
     keys: list[str] = []
     seen: set[str] = set()
+    num_captions = 0
     walk = _Walk(content, name)
     for key, members in _group(walk):
         if key in seen:
@@ -117,13 +120,20 @@ def scan_content(content: Content, *, name: str) -> ScannedShard:
         seen.add(key)
         keys.append(key)
         rows.append(_row(content, key, members, name))
+        num_captions += any(member.suffix == "txt" and member.size for member in members)
     if not rows:
         ignored = f" (ignored are {dict(walk.ignored)})" if walk.ignored else ""
         raise DataError(f"shard {name!r} holds no samples{ignored}; remove it, or build it again")
     table = _with_consistent_labels(np.array(rows, dtype=SAMPLE), keys, name)
     walk.hasher.update(table.tobytes())
     digest = HEADERS_ONLY + walk.hasher.hexdigest()
-    return ScannedShard(rows=table, keys=tuple(keys), ignored=dict(walk.ignored), digest=digest)
+    return ScannedShard(
+        rows=table,
+        keys=tuple(keys),
+        num_captions=num_captions,
+        ignored=dict(walk.ignored),
+        digest=digest,
+    )
 
 
 def list_members(content: Content, *, name: str) -> Iterator[Member]:

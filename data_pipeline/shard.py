@@ -29,6 +29,8 @@ class Shard:
     digest: str
     """xxh3-128 of the file as it lies. Of a shard indexed over the network, where only its headers were read:
     `ScannedShard.digest`, which begins with "headers-" and says nothing about the images."""
+    num_captions: int | None = None
+    """Samples with text in a ``.txt``; None where the index was made before that was counted."""
 
     @property
     def is_checked_whole(self) -> bool:
@@ -79,7 +81,14 @@ def describe_shard(url: str) -> tuple[Shard, ScannedShard]:
     else:
         scanned = scan_shard(local_shard(url), name=name)
         num_bytes, digest = Path(url).stat().st_size, checksum(Path(url))
-    shard = Shard(name=name, url=url, num_samples=len(scanned.rows), num_bytes=num_bytes, digest=digest)
+    shard = Shard(
+        name=name,
+        url=url,
+        num_samples=len(scanned.rows),
+        num_bytes=num_bytes,
+        digest=digest,
+        num_captions=scanned.num_captions,
+    )
     return shard, scanned
 
 

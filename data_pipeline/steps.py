@@ -40,6 +40,7 @@ class TrainSteps(Dataset[Packet]):
         sizes: ImageSizes,
         slots: slice,
         seed: int,
+        needs_captions: bool = False,
     ) -> None:
         _check_pairs(data, slots)
         files = open_files(index, data)
@@ -47,7 +48,8 @@ class TrainSteps(Dataset[Packet]):
         self._views = _views(data, seed)
         self._sizes = sizes
         self._seed = seed
-        self._captions = CaptionReader(index, files) if data.captions else None
+        self._captions = CaptionReader(index, files) if data.captions or needs_captions else None
+        self._needs_captions = needs_captions
         self.sidecar: Sidecar | None = None
         """Whose records come with the batches; set before the workers start."""
         self._packets = Packets()
@@ -68,10 +70,11 @@ class TrainSteps(Dataset[Packet]):
             record_size=0 if self.sidecar is None else self.sidecar.record_size,
         )
         pending = np.arange(len(share.sample_ids))
+        captions = [b""] * len(pending)
         for attempt in range(1, _MAX_SUBSTITUTES):
-            failed = self._read(packet, pending, share)
+            failed = self._read(packet, pending, share) | self._read_captions(captions, pending, share)
             if not failed:
-                return self._finished(packet, share)
+                return self._finished(packet, share, captions)
             packet.bad.extend(failed.values())
             pending = np.array(sorted(failed), np.int64)
             others = self._order.substitutes(flat_step, self._slots, attempt)
@@ -93,7 +96,19 @@ class TrainSteps(Dataset[Packet]):
             )
         return failed
 
-    def _finished(self, packet: Packet, share: Share) -> Packet:
+    def _read_captions(self, captions: list[bytes], slots: Ints, share: Share) -> dict[int, BadSample]:
+        """Fills these slots with text; where it is needed, a sample without some has failed."""
+        if self._captions is None:
+            return {}
+        ids = share.sample_ids[slots]
+        for slot, text in zip(slots.tolist(), self._captions.read(ids), strict=True):
+            captions[slot] = text
+        if not self._needs_captions:
+            return {}
+        bare = [slot for slot in slots.tolist() if not captions[slot].strip()]
+        return {slot: self._reader.describe(int(share.sample_ids[slot]), "no caption") for slot in bare}
+
+    def _finished(self, packet: Packet, share: Share, captions: list[bytes]) -> Packet:
         usable = label_is_usable(self._data, share.sample_ids)
         packet.sample_ids.numpy()[:] = share.sample_ids
         packet.targets.numpy()[:] = np.where(usable, self._reader.labels(share.sample_ids), NO_LABEL)
@@ -103,7 +118,7 @@ class TrainSteps(Dataset[Packet]):
             self.sidecar.read(share.sample_ids, share.passes, share.copies, packet.records.numpy())
         if self._data.augment.mixes:
             packet = self._mixed(packet, share)
-        return _with_captions(packet, self._captions)
+        return packet if self._captions is None else replace(packet, texts=write_texts(captions))
 
     def _mixed(self, packet: Packet, share: Share) -> Packet:
         mix = draw_mix(
@@ -147,7 +162,9 @@ class EvalSteps(Dataset[Packet]):
         packet.epochs.numpy()[:], packet.copies.numpy()[:] = 0, 0
         packet.weights.numpy()[:] = weights
         packet.weights.numpy()[list(failed)] = 0.0
-        return _with_captions(packet, self._captions)
+        if self._captions is None:
+            return packet
+        return replace(packet, texts=write_texts(self._captions.read(sample_ids)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,12 +191,6 @@ def _check_pairs(data: DataConfig, slots: slice) -> None:
             f"data.augment.mixup and cutmix mix images in pairs, and a rank's share of a batch is "
             f"{slots.stop - slots.start} images; make train.global_batch a multiple of twice the number of ranks"
         )
-
-
-def _with_captions(packet: Packet, captions: CaptionReader | None) -> Packet:
-    if captions is None:
-        return packet
-    return replace(packet, texts=write_texts(captions.read(packet.sample_ids.numpy())))
 
 
 def _shape(batch: int, size: int, data: DataConfig) -> Shape:

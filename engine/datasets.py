@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from configs.base import ConfigError
 from configs.training import RunConfig
+from data_pipeline.captions import refuse_missing_captions
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.joined import open_training
 
 
-def open_datasets(config: RunConfig, *, needs_labels: bool) -> tuple[ShardIndex, ShardIndex | None]:
+def open_datasets(
+    config: RunConfig, *, needs_labels: bool, needs_captions: bool = False
+) -> tuple[ShardIndex, ShardIndex | None]:
     """Training and validation index; ConfigError where their classes do not fit one another or the model.
 
-    Without `needs_labels` the training data may have no classes, and then nothing can be evaluated on ``data.val``.
+    Without `needs_labels` the training data may have no classes, and then nothing can be evaluated on ``data.val``;
+    with `needs_captions` it is the names of the validation data's own classes that count.
     """
     index = open_training(config.data)
+    if needs_captions:
+        refuse_missing_captions(index, max_fraction=config.data.max_bad_fraction)
+        return index, _open_named(config.data.val)
     known, wanted = len(index.classes), config.model.num_classes
     if needs_labels and not known:
         raise ConfigError(
@@ -38,3 +45,15 @@ def open_datasets(config: RunConfig, *, needs_labels: bool) -> tuple[ShardIndex,
             f"{config.data.train!r} ({known} classes); build both with the same classes (--classes)"
         )
     return index, val_index
+
+
+def _open_named(location: str | None) -> ShardIndex | None:
+    if location is None:
+        return None
+    index = open_index(location)
+    if not index.classes:
+        raise ConfigError(
+            f"data.val: {location!r} has no labels, so images cannot be told by the names of classes: leave data.val "
+            "out (data.val=null)"
+        )
+    return index

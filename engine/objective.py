@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -29,3 +29,17 @@ class Objective(Protocol):
     """
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """An objective whose loss of a micro-batch depends on the others of the step, on all ranks."""
+
+    def look_ahead(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+        """What this rank will be called with in this step, in order, on the host; all ranks together."""
+
+
+def look_ahead(objective: Objective, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+    """Shows a step's micro-batches to an objective that wants to see them."""
+    if isinstance(objective, LooksAhead):
+        objective.look_ahead(model, micro_batches)

@@ -8,7 +8,7 @@ from torch import nn
 
 from configs.attention import PenaltyConfig
 from data_pipeline.batch import Batch
-from engine.objective import Loss, Objective
+from engine.objective import Loss, Objective, look_ahead
 from models.regularizers import AttentionPenalties
 
 
@@ -22,6 +22,10 @@ class Penalized:
     def __init__(self, objective: Objective, network: nn.Module, penalties: Sequence[PenaltyConfig]) -> None:
         self._objective = objective
         self._penalties = AttentionPenalties(network, penalties)
+
+    def look_ahead(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+        """For the objective within."""
+        look_ahead(self._objective, model, micro_batches)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         with self._penalties.watching():

@@ -34,6 +34,7 @@ from engine.results.evaluate import Beside, Evaluator
 from engine.results.labelled_sample import LabelledSample
 from engine.results.probe import FeatureEvaluator
 from engine.results.release import Origin, write_release
+from engine.results.zero_shot import NameClasses, ZeroShotEvaluator
 from engine.run_event import describe_run
 from engine.run_folder import RunFolder, open_run_folder, start_logging
 from engine.saving.checkpoint import CheckpointStore
@@ -51,7 +52,7 @@ from engine.tracking.system_metrics import SystemMetrics, count_samples
 from engine.tracking.tensorboard import check_tensorboard
 from engine.trainer import Outcome, Trainer, seed_ranks
 from engine.world import World, close_world, init_world
-from models.carrier import main_network, released_parts
+from models.carrier import companion_of, main_network, released_parts
 from models.complexity import count_own_flops, train_flops_per_image
 from models.dry_step import Forward, call_model
 from models.kernel_report import layers_by_kernel, report_kernels
@@ -73,12 +74,16 @@ class Session:
         lifeline: Lifeline,
         *,
         needs_labels: bool,
+        needs_captions: bool,
     ) -> None:
         self.config = config
         self.world = world
         self.stop = stop
         self._lifeline = lifeline
-        self.index, self._val_index = open_datasets(config, needs_labels=needs_labels)
+        self.index, self._val_index = open_datasets(
+            config, needs_labels=needs_labels, needs_captions=needs_captions
+        )
+        self._needs_captions = needs_captions
         if config.tracking.tensorboard:
             check_tensorboard()
         self._command = command
@@ -88,6 +93,7 @@ class Session:
             global_batch=config.train.global_batch,
             seed=config.train.seed,
             duration=config.train.duration,
+            needs_captions=needs_captions,
             rank=world.rank,
             world_size=world.size,
         )
@@ -151,13 +157,15 @@ class Session:
         objective: Objective,
         *,
         probe: ProbeConfig | None = None,
+        name_classes: NameClasses | None = None,
         beside: Beside | None = None,
         follow: Callable[[int], None] = lambda step: None,
     ) -> Trainer:
         """Takes the run folder, writes the "run" event, starts its follower, and gives the loop over the data.
 
-        With `probe` it is features that are evaluated, else logits; with `beside` something else of the same passes
-        too, and before the first step as well. `follow` is told the number of each step before it.
+        With `probe` it is features that are evaluated, with `name_classes` towers for images and texts, else logits;
+        with `beside` something else of the same passes too, and before the first step as well. `follow` is told the
+        number of each step before it.
         """
         folder = self._take_folder(total_steps=self._timetable.total_steps)
         self._progress.note(str(BatchShape.of(self.config, self.world)))
@@ -179,7 +187,7 @@ class Session:
             checkpoints=checkpoints,
             journal=self._journal(folder),
             safeguards=self._safeguards(folder),
-            evaluator=self._evaluator(probe, beside),
+            evaluator=self._evaluator(probe, beside, name_classes),
             follow=follow,
         )
 
@@ -271,11 +279,25 @@ class Session:
             index, self.config.data, batch_size=share, rank=self.world.rank, world_size=self.world.size
         )
 
-    def _evaluator(self, probe: ProbeConfig | None, beside: Beside | None = None) -> Evaluator | None:
-        if self._val_loader is None:
+    def _evaluator(
+        self,
+        probe: ProbeConfig | None,
+        beside: Beside | None = None,
+        name_classes: NameClasses | None = None,
+    ) -> Evaluator | None:
+        if self._val_loader is None or self._val_index is None:
             return None
         data, batches = self.config.data, self.stop.between(self._val_loader, self.world)
         scores_raw = self.config.train.evaluate_raw
+        if name_classes is not None:
+            return ZeroShotEvaluator(
+                batches=batches,
+                mean=data.mean,
+                std=data.std,
+                world=self.world,
+                scores_raw=scores_raw,
+                tokens=name_classes(self._val_index.classes),
+            )
         if probe is None:
             return Evaluator(
                 batches=batches,
@@ -305,7 +327,7 @@ class Session:
             global_batch=self.config.train.global_batch,
             flops_per_image=self._flops_per_image,
             peak_flops=self._peak_flops,
-            gathers_in_forward=self.config.zero.stage == 3,
+            gathers_in_forward=self.config.zero.stage == 3 or self._needs_captions,
         )
         return Journal(
             events=self._events, progress=self._progress, meter=meter, bad_lists=self._bad_lists(folder)
@@ -365,6 +387,7 @@ class Session:
                 classes=self.index.classes if getattr(model, "num_classes", 0) else (),
                 origin=origin,
                 scores=None if name else outcome.scores,
+                companion=None if name else companion_of(module, weights),
             )
             self._progress.note(f"released {path}")
         scores = {} if outcome.scores is None else outcome.scores.values()
@@ -372,14 +395,25 @@ class Session:
 
 
 @contextmanager
-def open_session(command: Command, config: RunConfig, *, needs_labels: bool = True) -> Iterator[Session]:
+def open_session(
+    command: Command, config: RunConfig, *, needs_labels: bool = True, needs_captions: bool = False
+) -> Iterator[Session]:
     """Joins the other ranks and opens the data; every mistake of the user's ends here or before `Session.trainer`.
 
-    Without `needs_labels` the data may be without classes: what is learned does not come from labels.
+    Without `needs_labels` the data may be without classes: what is learned does not come from labels. With
+    `needs_captions` it comes from text, which then is with every batch.
     """
     with StopSignal() as stop:
         world = init_world()
         torch.manual_seed(config.train.seed)  # the same first weights on every rank
         with Lifeline(world) as lifeline:
-            yield Session(command, config, world, stop, lifeline, needs_labels=needs_labels)
+            yield Session(
+                command,
+                config,
+                world,
+                stop,
+                lifeline,
+                needs_labels=needs_labels,
+                needs_captions=needs_captions,
+            )
             close_world()

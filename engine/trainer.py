@@ -13,7 +13,7 @@ import torch
 
 from data_pipeline.batch import Batch
 from engine.journal import Journal
-from engine.objective import Objective
+from engine.objective import Objective, look_ahead
 from engine.results.evaluate import Evaluator, Scores
 from engine.saving.checkpoint import Checkpoint, CheckpointStore
 from engine.sharding.zero import Engine, Health
@@ -126,6 +126,9 @@ class Trainer:
         self._switch_attention()
         self._follow(self._step)
         micro_batches = batch.split(engine.micro_batch)
+        self._watchdog.beat(self._step, "in forward")
+        with self._meter.computing():
+            look_ahead(self._objective, engine.model, micro_batches)
         for index, micro_batch in enumerate(micro_batches):
             self._watchdog.beat(self._step, "in forward")
             with self._meter.computing():

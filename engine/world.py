@@ -66,11 +66,23 @@ class World:
         dist.all_gather_object(values, value, group=self.control)
         return values
 
+    def gather_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's rows in rank order, as many on each, on the device the tensor is on; without gradient."""
+        if self.size == 1:
+            return tensor
+        rows = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(rows, tensor.contiguous())
+        return torch.cat(rows)
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place, on the device the tensor is on."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+"""This process and no other, on the CPU, for what is planned or looked at and not trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

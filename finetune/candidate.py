@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,12 +77,18 @@ class Candidate:
                 )
 
 
-def load_candidates(references: Sequence[str], *, device: torch.device) -> list[Candidate]:
+def load_candidates(
+    references: Sequence[str],
+    *,
+    device: torch.device,
+    load: Callable[[str], nn.Module] = load_release,
+) -> list[Candidate]:
     """The networks behind release folders, run folders, timm references or ONNX files, in the order given."""
     if not references:
         raise ConfigError("no checkpoint is given: name at least one run folder or release folder")
     return [
-        _load(reference, name, device) for reference, name in zip(references, _names(references), strict=True)
+        _load(reference, name, device, load)
+        for reference, name in zip(references, _names(references), strict=True)
     ]
 
 
@@ -100,8 +106,8 @@ def parse_device(text: str) -> torch.device:
     return device
 
 
-def _load(reference: str, name: str, device: torch.device) -> Candidate:
-    model = _open_onnx(reference, device) if reference.endswith(ONNX_SUFFIX) else load_release(reference)
+def _load(reference: str, name: str, device: torch.device, load: Callable[[str], nn.Module]) -> Candidate:
+    model = _open_onnx(reference, device) if reference.endswith(ONNX_SUFFIX) else load(reference)
     model = model.eval().requires_grad_(False)
     return Candidate(
         name=name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,14 @@ from rich.console import Console
 
 from configs.base import ConfigError
 from configs.exit_code import run_main
+from data_pipeline.index import open_index
 from data_pipeline.pixels.corruptions.corrupt import chosen_corruptions
 from engine.world import World, close_world, init_world, read_place
 from finetune.candidate import load_candidates, parse_device
 from finetune.evaluating.comparison import compare, write_json
 from finetune.evaluating.table import as_table
 from finetune.evaluating.tracking import track
+from models.zero_shot import load_classifier
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -43,6 +46,14 @@ def main(
     is_tracked: Annotated[
         bool, typer.Option("--track", help="Log to MLflow: to each checkpoint's run, or to a run of its own.")
     ] = False,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="What classes are called where captions were learned from, as 'a photo of a {}.'; may be repeated.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward while scoring.")] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
@@ -52,7 +63,8 @@ def main(
     """
     corruptions = chosen_corruptions(corrupt) if corrupt is not None else ()
     world = open_world(device)
-    candidates = load_candidates(checkpoints, device=world.device)
+    load = partial(load_classifier, names=open_index(data).classes, prompts=_checked(prompts or []))
+    candidates = load_candidates(checkpoints, device=world.device, load=load)
     comparison = compare(candidates, data, batch_size=batch_size, world=world, corruptions=corruptions)
     if world.is_main:
         Console().print(as_table(comparison))
@@ -68,6 +80,13 @@ def main(
                 typer.echo(line)
     if world.size > 1:
         close_world()
+
+
+def _checked(prompts: list[str]) -> list[str]:
+    wrong = [prompt for prompt in prompts if prompt.count("{}") != 1]
+    if wrong:
+        raise ConfigError(f"--prompt {wrong[0]!r}: write the class once as {{}}, as in 'a photo of a {{}}.'")
+    return prompts
 
 
 def open_world(device: str) -> World:

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """What is released beside the run's own network, in its folder: ``NAME.json`` and ``NAME.safetensors``."""
+
+    name: str
+    config: Mapping[str, Any]
+    """What it is built from again."""
+    weights: Mapping[str, Tensor]
 
 
 class Carrier(nn.Module):
@@ -14,6 +26,10 @@ class Carrier(nn.Module):
     def networks(self) -> Mapping[str, str]:
         """Path of each network as a module, by the name it is released under; "" is the run's own."""
         raise NotImplementedError
+
+    def companion(self, weights: Mapping[str, Tensor]) -> Companion | None:
+        """What of a state dict of this module goes with the run's own network; None where nothing does."""
+        return None
 
 
 def main_network(module: nn.Module) -> nn.Module:
@@ -35,6 +51,18 @@ def released_parts(
     return {
         name: (module.get_submodule(path), _below(path, weights)) for name, path in module.networks.items()
     }
+
+
+def companion_of(module: nn.Module, weights: Mapping[str, Tensor]) -> Companion | None:
+    """What goes with the network that a trained module releases as its run's own."""
+    return module.companion(weights) if isinstance(module, Carrier) else None
+
+
+def without_classifier(model: Any) -> Any:
+    """The network in place, with pooled features for logits; its ``pretrained_cfg`` says so too."""
+    model.reset_classifier(0)
+    model.pretrained_cfg["num_classes"] = 0
+    return model
 
 
 def _below(path: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

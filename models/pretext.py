@@ -10,7 +10,7 @@ from timm.models import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 
 from configs.base import ConfigError
-from models.carrier import Carrier
+from models.carrier import Carrier, without_classifier
 
 _PATH = "encoder"
 
@@ -24,7 +24,7 @@ class Pretext(Carrier):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.encoder: Any = _without_classifier(encoder)
+        self.encoder: Any = without_classifier(encoder)
 
     @property
     def networks(self) -> Mapping[str, str]:
@@ -66,10 +66,3 @@ def encode_tokens(vit: VisionTransformer, tokens: Tensor) -> Tensor:
     tokens = checkpoint_seq(vit.blocks, tokens) if vit.grad_checkpointing else vit.blocks(tokens)
     encoded: Tensor = vit.norm(tokens)
     return encoded
-
-
-def _without_classifier(model: Any) -> Any:
-    """The network in place, with pooled features for logits; its ``pretrained_cfg`` says so too."""
-    model.reset_classifier(0)
-    model.pretrained_cfg["num_classes"] = 0
-    return model

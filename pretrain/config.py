@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Section
+from configs.text import PairingConfig
 from configs.training import ProbeConfig, RunConfig
 
 
@@ -37,12 +38,18 @@ class SimMimConfig(Section):
     """Side of a mask patch in pixels; a multiple of the model's patches."""
 
 
-class PretrainConfig(RunConfig):
-    """Pretraining of a timm model: on labels, or on images alone."""
+class SiglipConfig(PairingConfig):
+    """Images and captions, by a sigmoid loss on all pairs of a batch (Zhai et al. 2023); defaults are the paper's."""
 
-    objective: Annotated[MaeConfig | SimMimConfig | SupervisedConfig, Field(discriminator="name")] = (
-        SupervisedConfig()
-    )
+    name: Literal["siglip"]
+
+
+class PretrainConfig(RunConfig):
+    """Pretraining of a timm model: on labels, on images alone, or on images with captions."""
+
+    objective: Annotated[
+        MaeConfig | SiglipConfig | SimMimConfig | SupervisedConfig, Field(discriminator="name")
+    ] = SupervisedConfig()
     probe: ProbeConfig | None = None
     """How features learned without labels are evaluated on ``data.val``. Default: as ProbeConfig's defaults say."""
 
@@ -51,16 +58,26 @@ class PretrainConfig(RunConfig):
         """Whether labels are what is learned from."""
         return isinstance(self.objective, SupervisedConfig)
 
+    @property
+    def needs_captions(self) -> bool:
+        """Whether text beside the images is what is learned from."""
+        return isinstance(self.objective, SiglipConfig)
+
     @model_validator(mode="after")
     def _probe_is_for_features(self) -> PretrainConfig:
         if self.is_supervised and self.probe is not None:
             raise ValueError(
                 "'probe' evaluates features; a supervised model is evaluated by its own classifier: leave 'probe' out"
             )
+        if self.needs_captions and self.probe is not None:
+            raise ValueError(
+                "'probe' evaluates features; with captions it is done by the names of classes "
+                "(objective.prompts): leave 'probe' out"
+            )
         return self
 
     @model_validator(mode="after")
-    def _images_alone_use_no_labels(self) -> PretrainConfig:
+    def _labels_are_not_given_in_vain(self) -> PretrainConfig:
         if self.is_supervised:
             return self
         unused = {
@@ -68,12 +85,18 @@ class PretrainConfig(RunConfig):
             "model.num_classes": self.model.num_classes is not None,
             "data.augment.mixup and cutmix": self.data.augment.mixes,
             "data.augment.views": bool(self.data.augment.views),
-            "data.progressive (masks are of one image size)": bool(self.data.progressive),
+            "data.progressive (masks are of one image size)": (
+                bool(self.data.progressive) and not self.needs_captions
+            ),
+            "data.repeats (copies of a sample would be taken for different ones)": (
+                self.data.repeats > 1 and self.needs_captions
+            ),
         }
         given = [name for name, is_given in unused.items() if is_given]
         if given:
+            source = "each image and its caption" if self.needs_captions else "each image alone"
             raise ValueError(
-                f"objective.name {self.objective.name!r} learns from each image alone and has no use for "
+                f"objective.name {self.objective.name!r} learns from {source} and has no use for "
                 f"{' and '.join(given)}: leave it out"
             )
         return self

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from engine.objective import Objective
 from models.dry_step import Forward, call_model
+from pretrain.contrastive import Contrastive
 from pretrain.masked import MaskedAutoencoding, SimpleMasking
 
 
@@ -17,6 +18,8 @@ def dry_forward(objective: Objective) -> Forward:
             return _autoencoding(num_visible, num_patches - num_visible)
         case SimpleMasking(grid_size=grid_size):
             return _simple_masking(grid_size)
+        case Contrastive():
+            return _pairing(objective.tokenizer.context_length)
     return call_model
 
 
@@ -36,6 +39,16 @@ def _simple_masking(grid_size: int) -> Forward:
     def forward(model: nn.Module, images: Tensor) -> Tensor:
         mask = torch.zeros(len(images), grid_size, grid_size, dtype=torch.bool, device=images.device)
         output: Tensor = model(images, mask)
+        return output
+
+    return forward
+
+
+def _pairing(context_length: int) -> Forward:
+    def forward(model: nn.Module, images: Tensor) -> Tensor:
+        tokens = torch.zeros(len(images), context_length, dtype=torch.int64, device=images.device)
+        seen, read, scale, bias = model(images, tokens)
+        output: Tensor = scale * seen @ read.T + bias
         return output
 
     return forward

@@ -26,6 +26,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "timm": ("models/", "engine/sharding/optim.py", "engine/tracking/mlflow_predictor.py"),
     **dict.fromkeys(("flash_attn", "flash_attn_interface"), "models/flash.py"),
     "peft": "models/lora.py",
+    "open_clip": "models/text_tower.py",
     "deepspeed": "engine/sharding/zero.py",
     "mlflow": "engine/tracking/mlflow_",
     "tensorboard": "engine/tracking/tensorboard.py",

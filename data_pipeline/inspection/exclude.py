@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, Origin, ShardIndex, write_index
 from data_pipeline.inspection.duplicates import Duplicates
+from data_pipeline.shard import Shard
 from data_pipeline.whole_file import write_whole
 
 EXCLUDED_NAME = "excluded.json"
@@ -69,9 +70,7 @@ def exclude(
         split=index.split,
         classes=index.classes,
         shards=[
-            replace(shard, num_samples=len(rows[shard.name]))
-            for shard in index.shards
-            if len(rows[shard.name])
+            _with_samples(shard, len(rows[shard.name])) for shard in index.shards if len(rows[shard.name])
         ],
         rows={name: kept for name, kept in rows.items() if len(kept)},
         origin=Origin(
@@ -98,6 +97,14 @@ def read_excluded(folder: Path) -> dict[str, set[int]]:
             "mirada data duplicates ... --exclude"
         ) from error
     return excluded
+
+
+def _with_samples(shard: Shard, count: int) -> Shard:
+    """The shard with so many of its samples; whether those that are left have captions may not be known."""
+    captions = shard.num_captions
+    if count < shard.num_samples and captions is not None:
+        captions = {0: 0, shard.num_samples: count}.get(captions)
+    return replace(shard, num_samples=count, num_captions=captions)
 
 
 def _write(

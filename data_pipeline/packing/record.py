@@ -122,6 +122,11 @@ class Record:
     extras: tuple[tuple[str, Span], ...] = ()
     """Further members to carry along by suffix (``txt`` or ``json`` of existing tars)."""
 
+    @property
+    def has_caption(self) -> bool:
+        """Whether there will be text in its ``.txt``."""
+        return bool(self.caption) or any(name == "txt" and span.size for name, span in self.extras)
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:

@@ -112,6 +112,7 @@ def _write_aside(
     strangers: list[str] = []
     skipped: list[Skipped] = []
     rows: list[_Row] = []
+    num_captions = 0
     with open(aside, "wb", buffering=0) as raw:
         hashed = _HashedFile(raw)
         with _compressed(hashed, job.path) as sink:
@@ -127,6 +128,7 @@ def _write_aside(
                     if known is None:
                         strangers.append(record.name)
                     rows.append(_add_sample(tar, key, known or record.suffix, image, record))
+                    num_captions += record.has_caption
                 on_record()
             tar.finish()
         os.fsync(raw.fileno())
@@ -135,6 +137,7 @@ def _write_aside(
         num_samples=len(rows),
         num_bytes=hashed.num_bytes if rows else 0,
         digest=hashed.hexdigest(),
+        num_captions=num_captions,
         strangers=tuple(strangers),
         skipped=tuple(skipped),
     )

@@ -24,6 +24,7 @@ class WrittenShard:
     """0 when every image was left out; then there is no tar."""
     num_bytes: int
     digest: str
+    num_captions: int
     strangers: tuple[str, ...]
     """Records that are no image of a known kind by content."""
     skipped: tuple[Skipped, ...]
@@ -37,6 +38,7 @@ class WrittenShard:
             num_samples=self.num_samples,
             num_bytes=self.num_bytes,
             digest=self.digest,
+            num_captions=self.num_captions,
         )
 
 
@@ -48,6 +50,7 @@ def save_written(written: WrittenShard) -> None:
         "num_samples": written.num_samples,
         "num_bytes": written.num_bytes,
         "digest": written.digest,
+        "num_captions": written.num_captions,
         "strangers": written.strangers,
         "skipped": [[skipped.name, skipped.reason] for skipped in written.skipped],
     }
@@ -68,6 +71,7 @@ def load_written(path: str) -> WrittenShard | None:
         num_samples=content["num_samples"],
         num_bytes=content["num_bytes"],
         digest=content["digest"],
+        num_captions=content["num_captions"],
         strangers=tuple(content["strangers"]),
         skipped=tuple(Skipped(name, reason) for name, reason in content["skipped"]),
     )

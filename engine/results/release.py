@@ -16,8 +16,9 @@ from data_pipeline.whole_file import sync_folder
 from engine.results.evaluate import Scores
 from engine.saving.durable import flush_file
 from models.build import CONFIG_FILE, SIGNATURE, own_module, resolve_release
+from models.carrier import Companion
 from models.checkpoint_file import is_weights_file
-from models.release import save_for_timm
+from models.release import save_companion, save_for_timm
 
 _LOAD = """\
 ```python
@@ -61,6 +62,7 @@ def write_release(
     classes: Sequence[str],
     origin: Origin,
     scores: Scores | None,
+    companion: Companion | None = None,
 ) -> Path:
     """Writes the release aside and puts it in place of a former one; `weights` are `Engine.release_weights()`."""
     aside = folder.with_name(f".{folder.name}-partial")
@@ -78,7 +80,10 @@ def write_release(
         eval_crop=data.eval_crop,
         classes=classes,
     )
-    (aside / "README.md").write_text(_model_card(folder, config, classes, origin=origin, scores=scores))
+    if companion is not None:
+        save_companion(companion, aside)
+    card = _model_card(folder, config, classes, origin=origin, scores=scores, companion=companion)
+    (aside / "README.md").write_text(card)
     _sign(aside / CONFIG_FILE, origin.run_id, config.model.attention)
     for path in aside.iterdir():
         flush_file(path)
@@ -118,7 +123,13 @@ def _replace_folder(new: Path, folder: Path) -> None:
 
 
 def _model_card(
-    folder: Path, config: RunConfig, classes: Sequence[str], *, origin: Origin, scores: Scores | None
+    folder: Path,
+    config: RunConfig,
+    classes: Sequence[str],
+    *,
+    origin: Origin,
+    scores: Scores | None,
+    companion: Companion | None,
 ) -> str:
     """A short README with the front matter that model hubs read."""
     data = config.data
@@ -131,6 +142,10 @@ def _model_card(
         ("data", f"`{data.train}`, index digest `{origin.data_digest}`"),
         ("training", f"{origin.step} steps of {config.train.global_batch} images; weights {what}"),
     ]
+    if companion is not None:
+        rows.append(
+            (companion.name, f"`{companion.name}.safetensors`: the tower that reads, and the projections")
+        )
     if scores is not None:
         rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.val}`"))
     task = "image-classification" if classes else "image-feature-extraction"

@@ -8,6 +8,7 @@ import pytest
 
 from configs.base import ConfigError
 from configs.load import load_config
+from data_pipeline.errors import DataError
 from engine.datasets import open_datasets
 from engine.results.labelled_sample import LabelledSample
 from pretrain.config import PretrainConfig
@@ -57,3 +58,36 @@ def test_of_a_mixture_the_images_without_labels_are_not_probed_with(unlabelled: 
     assert index.num_samples == 6009
     sample = LabelledSample(index, config.data, size=100_000)
     assert sample.num_samples == 6000 and sample.labels().min() == 0
+
+
+def captioned(folder: Path, *overrides: str) -> PretrainConfig:
+    overrides = (f"data.train={folder}", *overrides)
+    return load_config(PretrainConfig, "configs/smoke/pretrain_siglip.yaml", overrides).config
+
+
+def test_where_captions_are_needed_training_data_need_no_labels_and_validation_data_name_their_own(
+    tmp_path: Path,
+) -> None:
+    make_shards(tmp_path / "texts", [5, 4], num_classes=None, captions=str)
+    index, val_index = open_datasets(captioned(tmp_path / "texts"), needs_labels=False, needs_captions=True)
+    assert index.classes == () and val_index is not None and len(val_index.classes) == 10
+
+
+def test_missing_captions_are_counted_before_a_run_with_their_shards(tmp_path: Path) -> None:
+    make_shards(tmp_path / "texts", [5, 4, 4], captions=lambda number: "" if number in (1, 2, 6) else "text")
+    message = (
+        r"3 of 13 samples .* in 2 of 3 shards: test-000000.tar \(2\), test-000001.tar \(1\); data.max_bad"
+    )
+    with pytest.raises(DataError, match=message):
+        open_datasets(captioned(tmp_path / "texts"), needs_labels=False, needs_captions=True)
+    config = captioned(tmp_path / "texts", "data.max_bad_fraction=0.3")
+    assert open_datasets(config, needs_labels=False, needs_captions=True)[0].num_samples == 13
+
+
+def test_validation_data_without_classes_have_no_names_to_be_told_by(
+    unlabelled: Path, tmp_path: Path
+) -> None:
+    make_shards(tmp_path / "texts", [5], captions=str)
+    config = captioned(tmp_path / "texts", f"data.val={unlabelled}")
+    with pytest.raises(ConfigError, match=r"cannot be told by the names of classes: leave data\.val out"):
+        open_datasets(config, needs_labels=False, needs_captions=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import timm
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from configs.attention import PenaltyConfig
 from data_pipeline.batch import Batch
-from engine.objective import Loss
+from engine.objective import Loss, look_ahead
 from engine.penalized import Penalized
 from engine.world import World
 from tests.support.tiny_run import MemoryLoader, tiny_model
@@ -95,3 +97,23 @@ def test_gates_are_penalized_in_a_network_of_timm() -> None:
     network = timm.create_model("test_efficientnet", num_classes=5)
     loss = Penalized(plain, network, [PenaltyConfig(name="gate_l1", weight=1.0)])(network, one_batch())
     assert 0.1 < loss.parts["attention_gate_l1"].item() < 0.9
+
+
+class Curious:
+    """An objective that wants to see a step's micro-batches."""
+
+    def __init__(self) -> None:
+        self.shown: list[int] = []
+
+    def look_ahead(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+        self.shown = [len(batch) for batch in micro_batches]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        return plain(model, batch)
+
+
+def test_the_objective_within_is_shown_what_will_come() -> None:
+    network, batch, curious = tiny_network(), one_batch(), Curious()
+    look_ahead(Penalized(curious, network, PENALTIES), network, batch.split(8))
+    assert curious.shown == [8, 8]
+    look_ahead(Penalized(plain, network, PENALTIES), network, batch.split(8))  # which wants to see nothing

@@ -13,12 +13,14 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.order.plan import Plan, rank_slots
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import Shard
-from engine.sharding.zero_config import deepspeed_config
+from engine.sharding.zero_config import BatchShape, deepspeed_config
 from engine.timetable import Timetable
 from engine.world import World
 from models.build import build_model
 from models.complexity import count_flops, count_parameters, train_flops_per_image
+from models.image_text import ImageText
 from pretrain.config import PretrainConfig
+from pretrain.contrastive import Contrastive
 from pretrain.dry_forward import dry_forward
 from pretrain.masked import MaskedAutoencoding
 from pretrain.run import build_task
@@ -89,6 +91,20 @@ def test_the_masked_autoencoder_has_the_sizes_of_the_paper() -> None:
     flops = train_flops_per_image(model, (3, 224, 224), forward=dry_forward(objective), backward=False)
     whole = count_flops(model, (3, 224, 224))
     assert 0.5 < flops / whole < 0.6  # a quarter of the encoder, and a decoder on all patches
+
+
+def test_the_towers_for_captions_have_the_sizes_of_the_paper() -> None:
+    config = load_config(PretrainConfig, "configs/pretrain/cc3m_siglip_vit_b16.yaml").config
+    with torch.device("meta"):
+        model, objective = build_task(config, num_classes=0)
+    assert isinstance(model, ImageText) and isinstance(objective, Contrastive)
+    # timm's vit_base_patch16_siglip_224, and open_clip's ViT-B-16-SigLIP with a vocabulary of 49,408 for 32,000 words
+    assert count_parameters(model.image) == pytest.approx(92.9e6, rel=0.001)
+    assert count_parameters(model.text) == pytest.approx(110.3e6 + 768 * (49_408 - 32_000), rel=0.001)
+    world = World(rank=0, size=16, local_rank=0, device=torch.device("cpu"))
+    assert BatchShape.of(config, world).micro_batch == 256
+    flops = train_flops_per_image(model, (3, 224, 224), forward=dry_forward(objective), backward=False)
+    assert flops == pytest.approx(46e9, rel=0.05)  # 17.5 G multiply-adds for an image, 5.5 G for 64 tokens
 
 
 def test_an_epoch_of_the_vit_is_a_third_of_the_images_three_times(index: ShardIndex) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -52,6 +52,7 @@ def make_shards(
     size: tuple[int, int] = (28, 28),
     channels: int = 1,
     num_classes: int | None = 10,
+    captions: Callable[[int], str] | None = None,
     bad: dict[int, bytes] | None = None,
     tar_suffix: str = ".tar",
 ) -> ShardIndex:
@@ -64,6 +65,8 @@ def make_shards(
             members.append((f"{number:06d}.{suffix}", image))
             if num_classes is not None:
                 members.append((f"{number:06d}.cls", str(number % num_classes).encode()))
+            if captions is not None:
+                members.append((f"{number:06d}.txt", captions(number).encode()))
             number += 1
         write_tar(folder / f"test-{shard:06d}{tar_suffix}", members)
     return index_shards(str(folder))
