@@ -71,7 +71,7 @@ class TwoStageConfig(Section):
 
 
 class DynamicConfig(Section):
-    """The number of tokens follows the image: tokens that say the same are merged, in each block; ViTs. docs/dynamic.md."""
+    """The number of tokens follows the image: those that say the same are merged; ViTs. docs/dynamic.md."""
 
     threshold: float = Field(default=0.9, gt=0.0, lt=1.0)
     """Cosine of two tokens' keys above which they are merged. What it leaves of an image depends on the network."""

@@ -43,6 +43,12 @@ def main(
     is_tracked: Annotated[
         bool, typer.Option("--track", help="Log to MLflow: to each checkpoint's run, or to a run of its own.")
     ] = False,
+    dynamic: Annotated[
+        float | None,
+        typer.Option(
+            metavar="THRESHOLD", min=0.0, max=1.0, help="ViTs: merge tokens that are more alike than this."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward while scoring.")] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
@@ -53,6 +59,9 @@ def main(
     corruptions = chosen_corruptions(corrupt) if corrupt is not None else ()
     world = open_world(device)
     candidates = load_candidates(checkpoints, device=world.device)
+    if dynamic is not None:
+        for candidate in candidates:
+            candidate.merge_tokens(dynamic)
     comparison = compare(candidates, data, batch_size=batch_size, world=world, corruptions=corruptions)
     if world.is_main:
         Console().print(as_table(comparison))

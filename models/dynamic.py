@@ -1,11 +1,10 @@
 """Dynamic attention: the number of tokens follows the image. Between attention and MLP of each block of a ViT, tokens
-that say the same are merged (models/token_merging.py), so that all that follows has fewer of them, and easy images cost
-less.
+that say the same are merged (models/token_merging.py): all that follows has fewer of them, and easy images cost less.
 
     block: x + attention(norm(x), sizes) -> merged -> x + mlp(norm(x)) -> the next block -> ... -> spread to all places
 
 A token that stands for s places counts s times in attention: log s is added to its scores ("proportional attention" of
-the paper). Behind the last block each place has its token again, so what follows (pooling, a head, feature maps) sees as
+the paper). Behind the last block each place has its token again: what follows (pooling, a head, feature maps) sees as
 many as ever. There are no weights of its own. All images' tokens lie in one sequence (models/token_pack.py).
 
 Shapes: B images, N places, T tokens of all images, D width, H heads, E head width.
@@ -53,6 +52,16 @@ def dynamic_blocks(model: nn.Module) -> list[DynamicBlock]:
     return [module for module in model.modules() if isinstance(module, DynamicBlock)]
 
 
+def check_static(model: nn.Module, *, what: str) -> None:
+    """Raises ConfigError for a network whose tokens follow the image, where shapes must be known before."""
+    if dynamic_blocks(model):
+        raise ConfigError(
+            f"{what} has fixed shapes, and with model.attention.dynamic the number of tokens follows the image; take "
+            "'dynamic' out of 'mirada.attention' in the release's config.json, and the network that merges nothing is "
+            "exported, from the same weights"
+        )
+
+
 class DynamicAttention(Attention):
     """timm's attention over packed tokens, each of which counts for as many places as it stands for."""
 
@@ -82,8 +91,8 @@ class DynamicBlock(Block):
 
     # NOTE: numbers of tokens are new in every batch, and a graph would be made for each: the compiler leaves blocks as
     # they are, and has what comes before and behind them.
-    @torch.compiler.disable
-    def forward(  # type: ignore[override]
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(
         self, x: Tensor | Tokens, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor | Tokens:
         """Tokens of whole images, or of the block before."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models.energy_maps import stages_of
 from models.map_hooks import MapHooks, pick
-from models.token_merging import Tokens
 from models.token_grid import TokenGrid
+from models.token_merging import Tokens
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -2,16 +2,17 @@
 
 Bipartite soft matching, the paper's section 3: an image's tokens are dealt to two sets by turns, each of the first set
 finds the most similar one of the second, by the cosine of their keys (mean over heads), and is merged with it: their
-average, weighted by how many places each stands for. The paper merges the r best pairs, so that each image loses as many
-tokens; here all pairs above a threshold are merged, so that a plain image loses more than a busy one. Prefix tokens
-(class, registers) are never merged, and the order of the tokens that stay is kept.
+average, weighted by how many places each stands for. The paper merges the r best pairs, and each image loses as many
+tokens; here all pairs above a threshold are merged, and a plain image loses more than a busy one. Prefix tokens (class,
+registers) are never merged, and the order of the tokens that stay is kept.
 
-Shapes: B images of N places (prefix tokens first), T tokens of all images, D width, E head width; in a group of b images
-of up to M tokens, F first and S second ones.
+Shapes: B images of N places (prefix tokens first), T tokens of all images, D width, E head width; in a group of b
+images of up to M tokens, F first and S second ones.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -51,15 +52,15 @@ class Tokens(NamedTuple):
 
     def spread(self) -> Tensor:
         """[B, N, D]: to each place its token."""
-        return spread(self.x_TD, self.owners_BN) if self.are_merged else self._unflattened()
-
-    def _unflattened(self) -> Tensor:
-        return self.x_TD.view(*self.owners_BN.shape, -1)
+        if not self.are_merged:
+            return self.x_TD.view(*self.owners_BN.shape, -1)
+        return spread(self.x_TD, self.owners_BN)
 
 
 def spread(x: Tensor, owners_BN: Tensor) -> Tensor:
     """Packed [T, ...] -> [B, N, ...]: to each place what its token has."""
-    return x.index_select(0, owners_BN.flatten()).unflatten(0, owners_BN.shape)
+    places: Tensor = x.index_select(0, owners_BN.flatten()).unflatten(0, owners_BN.shape)
+    return places
 
 
 def merge_alike(
@@ -74,10 +75,9 @@ def merge_alike(
     into_T = find_partners(keys_TE, pack, threshold=threshold, num_prefix=num_prefix)
     stays_T = into_T == torch.arange(len(into_T), device=into_T.device)
     numbers_T = stays_T.cumsum(0)
-    ends = pack.starts[1:] - 1
     # NOTE: the one exchange with the host that a layer needs: how long the next sequences are.
-    upto = [0, *numbers_T[ends].tolist(), int(numbers_T[-1])]
-    counts = tuple(end - begin for begin, end in zip(upto, upto[1:], strict=False))
+    upto = numbers_T[pack.ends - 1].tolist()
+    counts = tuple(end - begin for begin, end in pairwise([0, *upto]))
     if counts == tokens.counts:
         return tokens
     return _averaged(tokens, (numbers_T - 1)[into_T], counts)

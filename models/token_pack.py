@@ -1,8 +1,8 @@
 """Images with different numbers of tokens in one batch: all tokens in one sequence, image behind image.
 
-What is computed token by token (norms, projections, MLPs: most of a ViT) takes the sequence as it is, and costs what its
-tokens cost. Attention is within an image. Images of about as many tokens go together, padded to the longest of them: on
-a CPU padding is dear, and groups are many; on a GPU calls are dear, and there is one group.
+What is computed token by token (norms, projections, MLPs: most of a ViT) takes the sequence as it is, and costs what
+its tokens cost. Attention is within an image. Images of about as many tokens go together, padded to the longest: on a
+CPU padding is dear, and groups are many; on a GPU calls are dear, and there is one group.
 
     packed [T, ...] -> for each group [b, M, ...] -> attend() -> packed [T, ...]
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from models.attention import Kernel, attend
 
 _CPU_SLACK = 0.125
-"""Of a group's longest image, how much shorter the others may be on a CPU: each call costs some tens of microseconds."""
+"""How much shorter than the longest image of a group the others may be on a CPU, where a call has its price too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +36,9 @@ class Group:
 
     def take(self, x: Tensor) -> Tensor:
         """Packed [T, ...] -> [b, M, ...]."""
-        if self.index_bM is None:
-            return x.unflatten(0, (len(self.images), -1))
-        taken: Tensor = x.index_select(0, self.index_bM.flatten()).unflatten(0, self.index_bM.shape)
+        if self.index_bM is not None:
+            x = x.index_select(0, self.index_bM.flatten())
+        taken: Tensor = x.unflatten(0, (len(self.images), -1))
         return taken
 
 
@@ -51,7 +51,8 @@ class TokenPack:
         if slack is None:
             slack = _CPU_SLACK if device.type == "cpu" else 1.0
         self._lengths = torch.tensor(self.counts, device=device)
-        self.starts = self._lengths.cumsum(0) - self._lengths
+        self.ends = self._lengths.cumsum(0)
+        self.starts = self.ends - self._lengths
         self.groups = tuple(self._group(images) for images in alike(self.counts, slack=slack))
 
     @property

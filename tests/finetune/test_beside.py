@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from configs.base import ConfigError
+from engine.results.beside import Several
 from engine.results.evaluate import Evaluator
 from engine.world import World
-from finetune.beside import FurtherStudents, Overlap, Several
+from finetune.beside import FurtherStudents, Overlap
 from finetune.config import OverlapConfig
 from models.apprentice import Classroom
 from models.attention_maps import look
