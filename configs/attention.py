@@ -70,6 +70,13 @@ class TwoStageConfig(Section):
         return self
 
 
+class DynamicConfig(Section):
+    """The number of tokens follows the image: those that say the same are merged; ViTs. docs/dynamic.md."""
+
+    threshold: float = Field(default=0.9, gt=0.0, lt=1.0)
+    """Cosine of two tokens' keys above which they are merged. What it leaves of an image depends on the network."""
+
+
 class ProgressiveConfig(Section):
     """Attention is switched on from the layers next to the input to those next to the output."""
 
@@ -115,6 +122,7 @@ class AttentionConfig(Section):
     """auto takes the fastest that can; another that cannot be had is an error."""
     gates: GatesConfig | None = None
     two_stage: TwoStageConfig | None = None
+    dynamic: DynamicConfig | None = None
     progressive: ProgressiveConfig | None = None
     regularize: tuple[PenaltyConfig, ...] = ()
 
@@ -138,4 +146,19 @@ class AttentionConfig(Section):
             raise ValueError(
                 "regularize needs a layer to look at from the beginning: set progressive.start to 1 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_can_be_merged(self) -> AttentionConfig:
+        of_rows = [penalty.name for penalty in self.regularize if penalty.name != "gate_l1"]
+        obstacles = {
+            "two_stage, whose windows need a token at each place": self.two_stage is not None,
+            "kernel flash, which takes no bias for the tokens that stand for several (auto, sdpa and math do)": (
+                self.kernel == "flash"
+            ),
+            f"regularize {' and '.join(of_rows)}, which looks at rows over all tokens": bool(of_rows),
+        }
+        found = [text for text, is_there in obstacles.items() if is_there]
+        if self.dynamic is not None and found:
+            raise ValueError(f"dynamic does not go with {'; nor with '.join(found)}: leave one of them out")
         return self

@@ -25,11 +25,13 @@ from engine.command import Command
 from engine.datasets import open_datasets
 from engine.events import EventLog
 from engine.journal import Journal
+from engine.kept_tokens import KeptTokens, TokenLog
 from engine.meters import Meter
 from engine.objective import Objective
 from engine.penalized import Penalized
 from engine.planning.accelerator import peak_flops
 from engine.progress import Progress
+from engine.results.beside import Several
 from engine.results.evaluate import Beside, Evaluator
 from engine.results.labelled_sample import LabelledSample
 from engine.results.probe import FeatureEvaluator
@@ -55,6 +57,7 @@ from engine.world import World, close_world, init_world
 from models.carrier import companion_of, main_network, released_parts
 from models.complexity import count_own_flops, train_flops_per_image
 from models.dry_step import Forward, call_model
+from models.dynamic import dynamic_blocks
 from models.kernel_report import layers_by_kernel, report_kernels
 from models.key_report import KeyReport
 from models.lora import merge_lora
@@ -178,6 +181,8 @@ class Session:
         penalties = self.config.model.attention.regularize
         if penalties:
             objective = Penalized(objective, main_network(engine.module), penalties)
+        if dynamic_blocks(main_network(engine.module)):
+            objective = TokenLog(objective, main_network(engine.module))
         seed_ranks(self.config.train.seed, self.world.rank)
         return Trainer(
             engine=engine,
@@ -187,14 +192,14 @@ class Session:
             checkpoints=checkpoints,
             journal=self._journal(folder),
             safeguards=self._safeguards(folder),
-            evaluator=self._evaluator(probe, beside, name_classes),
+            evaluator=self._evaluator(main_network(engine.module), probe, beside, name_classes),
             follow=follow,
         )
 
     def evaluate(self, model: nn.Module, probe: ProbeConfig) -> int:
         """A run that trains nothing: scores what `model` gives as features, and releases it as it is."""
         folder = self._take_folder(total_steps=0)
-        journal, evaluator = self._journal(folder), self._evaluator(probe)
+        journal, evaluator = self._journal(folder), self._evaluator(model, probe)
         if evaluator is None:
             raise ConfigError("there is no data.val to score the features on")
         scores, stopped_by = None, None
@@ -281,6 +286,7 @@ class Session:
 
     def _evaluator(
         self,
+        network: nn.Module,
         probe: ProbeConfig | None,
         beside: Beside | None = None,
         name_classes: NameClasses | None = None,
@@ -305,7 +311,7 @@ class Session:
                 std=data.std,
                 world=self.world,
                 scores_raw=scores_raw,
-                beside=beside,
+                beside=self._beside(network, beside),
                 scores_start=beside is not None,
             )
         sample = LabelledSample(self.index, data, size=probe.max_images)
@@ -320,6 +326,13 @@ class Session:
             num_classes=len(sample.classes),
             probe=probe,
         )
+
+    def _beside(self, network: nn.Module, beside: Beside | None) -> Beside | None:
+        """What a program measures beside the scores, and the tokens of a network that merges some."""
+        if not dynamic_blocks(network):
+            return beside
+        tokens = KeptTokens(network, self.world)
+        return tokens if beside is None else Several([beside, tokens])
 
     def _journal(self, folder: RunFolder) -> Journal:
         meter = Meter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from configs.teacher import OverlapConfig
 from data_pipeline.batch import Batch
+from engine.results.beside import Several
 from engine.results.evaluate import Beside, Tally
 from engine.world import World
 from finetune.config import FinetuneConfig
@@ -86,30 +87,6 @@ class FurtherStudents:
             scores = tally.scores()
             found |= {f"{name}/{key}": getattr(scores, key) for key in ("top1", "top5", "ece", "loss")}
         return found
-
-
-class Several:
-    """More than one of them."""
-
-    def __init__(self, members: Sequence[Beside]) -> None:
-        self._members = tuple(members)
-
-    def begin(self) -> None:
-        """An evaluation begins."""
-        for member in self._members:
-            member.begin()
-
-    @contextmanager
-    def watch(self, batch: Batch) -> Iterator[None]:
-        """Around a forward."""
-        with ExitStack() as watching:
-            for member in self._members:
-                watching.enter_context(member.watch(batch))
-            yield
-
-    def values(self) -> Mapping[str, float]:
-        """Of all of them."""
-        return {name: value for member in self._members for name, value in member.values().items()}
 
 
 def watch_evaluation(

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from configs.attention import DynamicConfig
 from configs.base import ConfigError
 from configs.data import DataConfig
 from finetune.exporting.onnx_network import OnnxNetwork
+from models.attention import wished_kernel
 from models.build import InputSpec, input_spec, label_names, load_release, pretrained_cfg
+from models.dynamic import dynamic_blocks, set_threshold, use_dynamic
 from models.preprocessing import preprocessing_of
 
 ONNX_SUFFIX = ".onnx"
@@ -45,6 +48,12 @@ class Candidate:
     def input_shape(self) -> tuple[int, int, int]:
         """[C, H, W] of an image."""
         return self.spec.channels, self.spec.size, self.spec.size
+
+    def merge_tokens(self, threshold: float) -> None:
+        """From now on tokens that are more alike than this are merged; ConfigError for a network that has none."""
+        if not dynamic_blocks(self.model):
+            use_dynamic(self.model, DynamicConfig(), kernel=wished_kernel(self.model))
+        set_threshold(self.model, threshold)
 
     def data_config(self, location: str) -> DataConfig:
         """How this network wants the images of `location`: by its own config."""

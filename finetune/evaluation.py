@@ -54,6 +54,12 @@ def main(
             help="What classes are called where captions were learned from, as 'a photo of a {}.'; may be repeated.",
         ),
     ] = None,
+    dynamic: Annotated[
+        float | None,
+        typer.Option(
+            metavar="THRESHOLD", min=0.0, max=1.0, help="ViTs: merge tokens that are more alike than this."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward while scoring.")] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
@@ -65,6 +71,9 @@ def main(
     world = open_world(device)
     load = partial(load_classifier, names=open_index(data).classes, prompts=_checked(prompts or []))
     candidates = load_candidates(checkpoints, device=world.device, load=load)
+    if dynamic is not None:
+        for candidate in candidates:
+            candidate.merge_tokens(dynamic)
     comparison = compare(candidates, data, batch_size=batch_size, world=world, corruptions=corruptions)
     if world.is_main:
         Console().print(as_table(comparison))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from models.energy_maps import stages_of
 from models.map_hooks import MapHooks, pick
 from models.token_grid import TokenGrid
+from models.token_merging import Tokens
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,7 +43,11 @@ class Features(MapHooks):
     def _attach(self, index: int, module: nn.Module) -> None:
         self._keep(module.register_forward_hook(partial(self._on_output, index)))
 
-    def _on_output(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _on_output(
+        self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Tokens
+    ) -> None:
+        if isinstance(output, Tokens):
+            output = output.spread()
         if output.ndim == 3:
             self._seen[index] = self._of_tokens(self.names[index], output)
         else:

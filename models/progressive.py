@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from configs.attention import ProgressiveConfig
 from configs.base import ConfigError
+from models.dynamic import DynamicBlock
 from models.gates import GATES
+from models.token_merging import Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +117,13 @@ class _SwitchedBlock(Switched, Block):
         return mixed
 
 
+class _SwitchedDynamicBlock(Switched, DynamicBlock):
+    """A ViT block that merges tokens; off, it leaves them as they are."""
+
+    def attended(self, tokens: Tokens, share: Tensor | None = None) -> Tokens:
+        return super().attended(tokens, self.share) if self.is_on else tokens
+
+
 class _SwitchedSwinBlock(Switched, SwinTransformerBlock):
     """timm's Swin block, over [B, H, W, C]."""
 
@@ -150,6 +159,7 @@ class _SwitchedGate(Switched):
 
 _BLOCKS: dict[type[nn.Module], type[Switched]] = {
     Block: _SwitchedBlock,
+    DynamicBlock: _SwitchedDynamicBlock,
     SwinTransformerBlock: _SwitchedSwinBlock,
     SwinTransformerV2Block: _SwitchedSwinV2Block,
 }

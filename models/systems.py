@@ -9,6 +9,7 @@ from torch import nn
 from configs.attention import AttentionConfig
 from configs.base import ConfigError
 from models.attention import use_attend
+from models.dynamic import use_dynamic
 from models.gates import use_gates
 from models.progressive import use_progressive
 from models.regularizers import check_penalties
@@ -33,12 +34,19 @@ def apply_attention(model: nn.Module, config: AttentionConfig) -> nn.Module:
 
 def _steps(config: AttentionConfig) -> Iterator[Callable[[nn.Module], object]]:
     """What adds layers comes before what changes how they are computed, and both before what watches them."""
-    gates, two_stage, progressive = config.gates, config.two_stage, config.progressive
+    gates, two_stage, dynamic, progressive = (
+        config.gates,
+        config.two_stage,
+        config.dynamic,
+        config.progressive,
+    )
     if gates is not None:
         yield lambda model: use_gates(model, gates)
     yield lambda model: use_attend(model, config.kernel)
     if two_stage is not None:
         yield lambda model: use_two_stage(model, two_stage, kernel=config.kernel)
+    if dynamic is not None:
+        yield lambda model: use_dynamic(model, dynamic, kernel=config.kernel)
     if progressive is not None:
         yield lambda model: use_progressive(model, progressive)
     if config.regularize:

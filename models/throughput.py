@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.latency import wait_for_device
 
@@ -28,15 +28,18 @@ class Throughput:
 
 
 @torch.inference_mode()
-def measure_throughput(model: nn.Module, input_shape: tuple[int, int, int]) -> Throughput:
+def measure_throughput(
+    model: nn.Module, input_shape: tuple[int, int, int], images: Tensor | None = None
+) -> Throughput:
     """The fastest of the batches 1, 2, 4 ... for images [C, H, W], evaluation mode, fp32, warm, median of forwards.
 
-    The search ends where doubling gains nothing any more twice in a row, or where memory ends.
+    Batches are of `images` over and over where they are given. The search ends where doubling gains nothing any more
+    twice in a row, or where memory ends.
     """
     best, disappointments, batch_size = Throughput(batch_size=1, images_per_s=0.0), 0, 1
     while batch_size <= _MOST_IMAGES and disappointments < 2:
         try:
-            forward_s = _median_forward_s(model, (batch_size, *input_shape))
+            forward_s = _median_forward_s(model, _batch(model, batch_size, input_shape, images))
         except torch.OutOfMemoryError:
             break
         rate = batch_size / forward_s
@@ -49,8 +52,14 @@ def measure_throughput(model: nn.Module, input_shape: tuple[int, int, int]) -> T
     return best
 
 
-def _median_forward_s(model: nn.Module, shape: tuple[int, ...]) -> float:
-    images = torch.zeros(shape, device=next(model.parameters()).device)
+def _batch(model: nn.Module, size: int, input_shape: tuple[int, ...], images: Tensor | None) -> Tensor:
+    device = next(model.parameters()).device
+    if images is None:
+        return torch.zeros(size, *input_shape, device=device)
+    return images[torch.arange(size, device=images.device) % len(images)].to(device)
+
+
+def _median_forward_s(model: nn.Module, images: Tensor) -> float:
     model(images)
     durations: list[float] = []
     while len(durations) < _LEAST_FORWARDS or sum(durations) < _TIMED_S:

@@ -25,6 +25,7 @@ from models.energy_maps import stage_names
 from models.map_hooks import MapHooks, pick
 from models.row_sums import row_of_heads, sum_of_rows
 from models.token_grid import TokenGrid
+from models.token_merging import Tokens, spread
 from models.two_stage import TwoStageAttention
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class TokenMaps(MapHooks):
         self._prefix = int(self._model.num_prefix_tokens)
         self._token_grid = TokenGrid(self._model.patch_embed)
         self._rotations: dict[int, Tensor | None] = {}
+        self._owners: dict[int, Tensor] = {}
 
     def __enter__(self) -> Self:
         self._keep(self._token_grid.listen())
@@ -87,9 +89,9 @@ class TokenMaps(MapHooks):
         shares: Tensor = (patches / patches.sum(dim=1, keepdim=True)).unflatten(1, grid)
         return shares
 
-    def _on_call(
-        self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]
-    ) -> None:
+    def _on_call(self, index: int, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if isinstance(inputs[0], Tokens):
+            self._owners[index] = inputs[0].owners_BN
         takes_rotation = isinstance(module, AttentionRope | EvaAttention)
         given = inputs[1] if takes_rotation and len(inputs) > 1 else named.get("rope")
         self._rotations[index] = given
@@ -97,6 +99,9 @@ class TokenMaps(MapHooks):
     def _on_output(
         self, use: Any, index: int, module: nn.Module, inputs: tuple[Tensor, ...], x_BHND: Tensor
     ) -> None:
+        if index in self._owners:
+            # A token that stands for s places counts s times: as each of them, with its query and its key.
+            x_BHND = spread(x_BHND, self._owners[index]).transpose(1, 2)
         use(index, self._rotated(index, x_BHND))
 
     def _rotated(self, index: int, x_BHND: Tensor) -> Tensor:

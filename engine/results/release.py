@@ -107,7 +107,9 @@ def run_of_release(reference: str) -> str | None:
 def _sign(config_path: Path, run_id: str, attention: AttentionConfig) -> None:
     """Adds a key of ours, which timm leaves alone: the run, and what of its attention is not timm's."""
     content = json.loads(config_path.read_text())
-    lasting = attention.model_dump(mode="json", include={"gates", "two_stage"}, exclude_defaults=True)
+    lasting = attention.model_dump(
+        mode="json", include={"gates", "two_stage", "dynamic"}, exclude_defaults=True
+    )
     ours = {"run_id": run_id, **({"attention": lasting} if lasting else {})}
     config_path.write_text(json.dumps({**content, SIGNATURE: ours}, indent=2) + "\n")
 
@@ -167,7 +169,7 @@ def _list_classes(classes: Sequence[str]) -> str:
 
 def _loading(folder: str, model: ModelConfig) -> str:
     architecture, attention = model.name, model.attention
-    if attention.gates is not None or attention.two_stage is not None:
+    if any(part is not None for part in (attention.gates, attention.two_stage, attention.dynamic)):
         return _LOAD_OURS.format(folder=folder)
     ours = own_module(architecture)
     registration = (

@@ -57,6 +57,8 @@ class Row:
     """Percent, mean over all corruptions and severities; None where none was asked for."""
     corruptions: Mapping[str, tuple[float, ...]]
     """Top-1 in percent at the severities 1 to 5, by name."""
+    tokens: float | None = None
+    """Of an image, mean over blocks and images, where it follows the image (`model.attention.dynamic`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,7 @@ def _alike(candidates: Sequence[Candidate], location: str) -> list[list[int]]:
 
 def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: World) -> Row:
     scores = measured.scores
-    latency_s, throughput = _speed(candidate, world)
+    latency_s, throughput = _speed(candidate, world, measured.timed_on)
     every = [top1 for severities in measured.corruptions.values() for top1 in severities]
     return Row(
         name=candidate.name,
@@ -148,15 +150,17 @@ def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: Wor
         confusions=tuple((true, taken, count) for (true, taken), count in measured.confusion.items()),
         corrupted_top1=sum(every) / len(every) if every else None,
         corruptions=measured.corruptions,
+        tokens=measured.tokens,
     )
 
 
-def _speed(candidate: Candidate, world: World) -> tuple[float, Throughput]:
+def _speed(candidate: Candidate, world: World, images: torch.Tensor | None) -> tuple[float, Throughput]:
     """Rank 0's, measured while the others wait."""
     found: tuple[float, Throughput] | None = None
     if world.is_main:
         shape = candidate.input_shape
-        found = measure_latency(candidate.model, shape), measure_throughput(candidate.model, shape)
+        model = candidate.model
+        found = measure_latency(model, shape, images), measure_throughput(model, shape, images)
     found = world.broadcast(found)
     assert found is not None
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,10 +13,12 @@ from data_pipeline.batch import Batch, normalize
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvalLoader
 from data_pipeline.pixels.corruptions.corrupt import NUM_SEVERITIES, corrupt
+from engine.kept_tokens import KeptTokens
 from engine.results.confusion import Confusion, Pair
 from engine.results.evaluate import Scores, Tally
 from engine.world import World
 from finetune.candidate import Candidate
+from models.dynamic import dynamic_blocks
 
 _SEVERITIES = range(1, NUM_SEVERITIES + 1)
 _SEED = 0
@@ -30,6 +33,10 @@ class Measured:
     confusion: dict[Pair, int]
     corruptions: Mapping[str, tuple[float, ...]]
     """Top-1 in percent at each severity, by name."""
+    tokens: float | None
+    """Of an image, mean over blocks and images, where it follows the image (`model.attention.dynamic`)."""
+    timed_on: torch.Tensor | None
+    """Images of the first batch, as the network wants them, where some take longer than others."""
 
 
 @torch.inference_mode()
@@ -82,9 +89,14 @@ class _Tallies:
         self._candidate, self._world = candidate, world
         self._clean, self._confusion = Tally(world), Confusion(world)
         self._corrupted = {name: [Tally(world) for _ in _SEVERITIES] for name in corruptions}
+        self._tokens = KeptTokens(candidate.model, world) if dynamic_blocks(candidate.model) else None
+        self._timed_on: torch.Tensor | None = None
 
     def add_clean(self, batch: Batch) -> None:
-        logits, batch = self._forward(batch)
+        with nullcontext() if self._tokens is None else self._tokens.watch(batch):
+            logits, batch = self._forward(batch)
+        if self._tokens is not None and self._timed_on is None:
+            self._timed_on = self._normalized(batch)[batch.weights > 0]
         self._clean.add(logits, batch)
         self._confusion.add(logits, batch)
 
@@ -100,9 +112,14 @@ class _Tallies:
                 name: tuple(tally.scores().top1 for tally in tallies)
                 for name, tallies in self._corrupted.items()
             },
+            tokens=None if self._tokens is None else self._tokens.values()["tokens"],
+            timed_on=self._timed_on,
         )
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, Batch]:
         batch = batch.to(self._world.device)
+        return self._candidate.model(self._normalized(batch)).float(), batch
+
+    def _normalized(self, batch: Batch) -> torch.Tensor:
         spec = self._candidate.spec
-        return self._candidate.model(normalize(batch.images, spec.mean, spec.std)).float(), batch
+        return normalize(batch.images, spec.mean, spec.std)

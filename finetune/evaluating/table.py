@@ -15,6 +15,7 @@ def as_table(comparison: Comparison) -> Table:
     """A network per line, the best accuracy and calibration in bold."""
     rows = comparison.rows
     is_corrupted = any(row.corrupted_top1 is not None for row in rows)
+    is_dynamic = any(row.tokens is not None for row in rows)
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1),
@@ -24,17 +25,20 @@ def as_table(comparison: Comparison) -> Table:
         caption=f"Accuracy in %; ms: one image; images/s: in the fastest batch. {comparison.timing}",
     )
     table.add_column("checkpoint", overflow="fold")
-    for heading in ("top-1", "top-5", "ECE", *(["corrupt"] if is_corrupted else []), *_COSTS):
+    asked = [name for name, is_there in (("corrupt", is_corrupted), ("tokens", is_dynamic)) if is_there]
+    for heading in ("top-1", "top-5", "ECE", *asked, *_COSTS):
         table.add_column(heading, justify="right", no_wrap=True)
     best_top1, best_ece = max(row.top1 for row in rows), min(row.ece for row in rows)
     for row in rows:
         corrupted = [_UNKNOWN if row.corrupted_top1 is None else f"{row.corrupted_top1:.2f}"]
+        tokens = [_UNKNOWN if row.tokens is None else f"{row.tokens:.1f}"]
         table.add_row(
             row.name,
             _emphasized(f"{row.top1:.2f}", row.top1 == best_top1 and len(rows) > 1),
             f"{row.top5:.2f}",
             _emphasized(f"{row.ece:.4f}", row.ece == best_ece and len(rows) > 1),
             *(corrupted if is_corrupted else []),
+            *(tokens if is_dynamic else []),
             *_costs(row),
         )
     return table

@@ -15,6 +15,7 @@ from configs.base import ConfigError
 from finetune.exporting.onnx_network import INPUT, METADATA, OUTPUT, OnnxNetwork
 from models.attention import any_kernel
 from models.build import InputSpec, input_spec
+from models.dynamic import check_static
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest of them where that is above 1."""
@@ -29,6 +30,7 @@ _CHECKED_BATCHES = (1, 3)
 
 def write_onnx(model: nn.Module, path: Path) -> float:
     """Writes a network in evaluation mode, for batches of any size; the largest difference from torch that was seen."""
+    check_static(model, what="an ONNX file")
     spec = input_spec(model)
     _export(model, spec, path)
     return check_onnx(model, spec, path)

@@ -12,6 +12,7 @@ from configs.base import ConfigError
 from finetune.exporting.onnx_file import describe, random_images
 from models.attention import any_kernel
 from models.build import input_spec
+from models.dynamic import check_static
 
 EXTRA = "mirada.json"
 """Beside the program, what an ONNX file has as metadata: how images are prepared, and the classes."""
@@ -23,6 +24,7 @@ _CHECKED_BATCHES = (1, 3)
 @torch.no_grad()
 def write_program(model: nn.Module, path: Path) -> float:
     """Writes a network in evaluation mode, for batches of any size, reads it back and compares; the difference seen."""
+    check_static(model, what="a program of torch.export")
     spec = input_spec(model)
     batch = torch.export.Dim("batch", min=1)
     with any_kernel():

@@ -57,6 +57,23 @@ def test_without_a_word_about_attention_nothing_but_the_kernel_is_chosen() -> No
             ],
             r"regularize uniform look at rows over all tokens, and with two_stage there are none",
         ),
+        (["model.attention.dynamic.threshold=1.5"], r"threshold.* less than 1"),
+        (
+            [
+                "model.attention.dynamic={threshold: 0.9}",
+                "model.attention.two_stage={window: 3}",
+                "model.attention.kernel=flash",
+                "model.attention.regularize=[{name: gate_l1, weight: 1}]",
+            ],
+            r"dynamic does not go with two_stage, whose .*; nor with kernel flash, which .*: leave one of them out",
+        ),
+        (
+            [
+                "model.attention.dynamic={threshold: 0.9}",
+                "model.attention.regularize=[{name: uniform, weight: 1}]",
+            ],
+            r"dynamic does not go with regularize uniform, which looks at rows over all tokens",
+        ),
         (
             [
                 "model.attention.regularize=[{name: uniform, weight: 1}]",
@@ -93,4 +110,4 @@ def test_each_systems_recipe_stands_with_its_command_and_result(path: Path) -> N
 def test_there_is_a_recipe_for_every_system() -> None:
     names = {path.stem for path in SYSTEMS}
     assert names >= {"lrn", "resnet", "se", "cbam", "eca", "efficientnet_se", "vit", "swin"}
-    assert names >= {"two_stage", "progressive", "regularized"}
+    assert names >= {"two_stage", "dynamic", "progressive", "regularized"}

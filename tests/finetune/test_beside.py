@@ -10,9 +10,10 @@ from torch import nn
 
 from configs.base import ConfigError
 from configs.teacher import OverlapConfig
+from engine.results.beside import Several
 from engine.results.evaluate import Evaluator
 from engine.world import World
-from finetune.beside import FurtherStudents, Overlap, Several
+from finetune.beside import FurtherStudents, Overlap
 from models.apprentice import Classroom
 from models.attention_maps import look
 from models.overlap import map_correlation, map_pointing

@@ -42,9 +42,11 @@ ALONE = World(rank=0, size=1, local_rank=0, device=CPU)
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speed is measured elsewhere."""
-    monkeypatch.setattr(comparing, "measure_latency", lambda model, shape: 0.002)
+    monkeypatch.setattr(comparing, "measure_latency", lambda model, shape, images: 0.002)
     monkeypatch.setattr(
-        comparing, "measure_throughput", lambda model, shape: Throughput(batch_size=8, images_per_s=900.0)
+        comparing,
+        "measure_throughput",
+        lambda model, shape, images: Throughput(batch_size=8, images_per_s=900.0),
     )
 
 
@@ -146,6 +148,35 @@ def test_networks_of_other_inputs_keep_their_places_and_their_numbers(
     assert [found.name for found in together] == ["0", "1", "2"]
     (alone,) = compare(candidates[1:2], SAMPLE, batch_size=500, world=ALONE).rows
     assert together[1] == alone and together[0].top1 != together[2].top1
+
+
+def test_tokens_merged_in_a_plain_release_are_counted_and_timed_on_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[torch.Tensor | None] = []
+    monkeypatch.setattr(
+        comparing, "measure_latency", lambda model, shape, images: timed.append(images) or 0.1
+    )
+    monkeypatch.setattr(
+        comparing, "measure_throughput", lambda *given: Throughput(batch_size=8, images_per_s=9.0)
+    )
+    run = make_release(tmp_path / "vit", kind="vit")
+    plain, merging, off = load(run), load(run), load(run)
+    merging.merge_tokens(0.5)
+    off.merge_tokens(1.0)
+    candidates = (plain, merging, off)
+    rows = compare(candidates, SAMPLE, batch_size=300, world=ALONE).rows
+    assert rows[0].tokens is None and rows[1].tokens is not None
+    assert 2 < rows[1].tokens < 40 and rows[2].tokens == pytest.approx(50, abs=1)
+    assert rows[2].top1 == rows[0].top1
+    first, *others = timed
+    assert first is None and all(images.shape == (300, 1, 28, 28) for images in others)
+    assert "tokens" in printed(*rows) and "tokens" not in printed(rows[0])
+
+
+def test_only_a_vit_has_tokens_to_merge(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no attention over all tokens of which some could be merged"):
+        load(make_release(tmp_path / "student")).merge_tokens(0.5)
 
 
 @pytest.mark.slow

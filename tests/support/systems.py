@@ -38,6 +38,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "swin": {"name": "swin_tiny_patch4_window7_224", "args": {**_SWIN_ARGS, "window_size": 4}},
     "swin v2": {"name": "swinv2_tiny_window8_256", "args": {**_SWIN_ARGS, "window_size": 4}},
     "two-stage": {**_VIT, "attention": {"two_stage": {"window": 2, "num_global": 4}}},
+    "dynamic": {**_VIT, "attention": {"dynamic": {"threshold": 0.9}}},
     "progressive": {**_VIT, "attention": {"progressive": {"over": "4 steps"}}},
     "regularized": {
         **_VIT,

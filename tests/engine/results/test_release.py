@@ -88,6 +88,11 @@ def test_a_release_replaces_a_former_one_and_leaves_nothing_beside_it(tmp_path: 
             {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2},
             {"two_stage": {"window": 2, "num_global": 1}, "progressive": {"over": "2 steps"}},
         ),
+        (
+            "vit_tiny_patch16_224",
+            {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2},
+            {"dynamic": {"threshold": 0.5}},
+        ),
     ],
 )
 def test_attention_that_is_not_timms_is_built_again_by_ours_and_the_card_says_so(
