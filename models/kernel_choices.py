@@ -52,8 +52,8 @@ class Signature:
         given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
         found = cls(**given)
         sizes = [found.q, found.k, found.v, *([] if found.bias is None else [found.bias])]
-        if not all(isinstance(size, tuple) and all(isinstance(n, int) for n in size) for size in sizes):
-            raise ValueError(f"shapes are lists of numbers, not {sizes!r}")
+        if not all(isinstance(size, tuple) and list(map(type, size)) == [int] * 4 for size in sizes):
+            raise ValueError(f"shapes are lists of four numbers, not {sizes!r}")
         return found
 
 
