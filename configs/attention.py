@@ -118,8 +118,9 @@ class PenaltyConfig(Section):
 class AttentionConfig(Section):
     """The attention of a network; an option that the network has no use for is an error."""
 
-    kernel: Literal["auto", "flash", "sdpa", "math"] = "auto"
-    """auto takes the fastest that can; another that cannot be had is an error."""
+    kernel: Literal["auto", "tuned", "flash", "sdpa", "math", "float8"] = "auto"
+    """auto takes what is usually the fastest, tuned what was measured to be on this machine; float8 rounds to 8 bits,
+    and keeps 8 bits for the backward pass. docs/kernels.md. A kernel that cannot be had is an error."""
     gates: GatesConfig | None = None
     two_stage: TwoStageConfig | None = None
     dynamic: DynamicConfig | None = None

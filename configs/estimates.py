@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
+
+from configs.user_cache import read_remembered, remember
+
+_KIND = "plans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,32 +24,21 @@ class Estimate:
 
 def keep_estimate(digest: str, estimate: Estimate) -> None:
     """Remembers it for the recipe with this digest; where the cache cannot be written, nothing is remembered."""
-    path = _path(digest)
-    kept = {**_read(path), str(estimate.num_ranks): estimate.hours}
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        aside.write_text(json.dumps(kept) + "\n")
-        aside.replace(path)
+    remember(_KIND, digest, {**_read(digest), str(estimate.num_ranks): estimate.hours})
 
 
 def find_estimate(digest: str, num_ranks: int) -> Estimate | None:
     """The estimate for so many GPUs, else the one for the nearest number of them; None where no plan was made."""
-    kept = {int(ranks): hours for ranks, hours in _read(_path(digest)).items()}
+    kept = {int(ranks): hours for ranks, hours in _read(digest).items()}
     if not kept:
         return None
     nearest = min(kept, key=lambda ranks: (abs(ranks - num_ranks), ranks))
     return Estimate(hours=kept[nearest], num_ranks=nearest)
 
 
-def _path(digest: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "mirada" / "plans" / f"{digest}.json"
-
-
-def _read(path: Path) -> dict[str, float]:
+def _read(digest: str) -> dict[str, float]:
     """Hours by the number of GPUs."""
     try:
-        return {str(ranks): float(hours) for ranks, hours in json.loads(path.read_bytes()).items()}
-    except (OSError, ValueError, AttributeError):
+        return {ranks: float(hours) for ranks, hours in read_remembered(_KIND, digest).items()}
+    except (ValueError, TypeError):
         return {}

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,7 @@ from engine.tracking.command import start_follower
 from engine.tracking.system_metrics import SystemMetrics, count_samples
 from engine.tracking.tensorboard import check_tensorboard
 from engine.trainer import Outcome, Trainer, seed_ranks
+from engine.tuning import KERNELS_FILE, tune_kernels
 from engine.world import World, close_world, init_world
 from models.carrier import companion_of, main_network, released_parts
 from models.complexity import count_own_flops, train_flops_per_image
@@ -106,6 +108,7 @@ class Session:
         self._events = EventLog(None)
         self._run_id = ""
         self._kernels: dict[str, str] = {}
+        self._tuned: dict[str, Any] = {}
         self._flops_per_image: float | None = None
         self._peak_flops: float | None = None
         self._system_metrics: SystemMetrics | None = None
@@ -126,10 +129,18 @@ class Session:
     ) -> None:
         """Finds out the kernels of its attention, and its operations, for "perf/mfu" where the device's peak is known.
 
-        Before the model is sharded. A kernel that is wished for and cannot be had is a ConfigError.
+        Before the model is sharded. Kernels that are to be tuned are measured; one that is wished for and cannot be had
+        is a ConfigError.
         """
         data, device, precision = self.config.data, self.world.device, self.config.train.precision
         shape = (data.channels, data.image_size, data.image_size)
+        self._tuned = tune_kernels(
+            model,
+            self.config,
+            self.world,
+            forward=forward,
+            known=None if self._command.fresh else self._command.out / KERNELS_FILE,
+        )
         self._kernels = report_kernels(
             model,
             shape,
@@ -261,6 +272,8 @@ class Session:
             self._events.append("kernels", kernels=kernels)
             counts = [f"{kernel} in {len(layers)} layers" for kernel, layers in kernels.items()]
             self._progress.note(f"attention: {', '.join(counts)}")
+        if self._tuned:
+            write_whole(folder.path / KERNELS_FILE, json.dumps(self._tuned, indent=1) + "\n")
         if self._started_from is not None:
             self._record_weights(folder, self._started_from)
         start_follower(folder.path)

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from configs.base import ConfigError
 from models.blocked_attention import attend_in_blocks
 from models.flash import DTYPES, attend_flash, flash_obstacle
+from models.float8_attention import attend_in_float8
+from models.kernel_choices import Chosen, choice_for
 
-Kernel = Literal["auto", "flash", "sdpa", "math"]
+Kernel = Literal["auto", "tuned", "flash", "sdpa", "math", "float8"]
 """What can be wished for."""
-Chosen = Literal["flash", "sdpa", "blocked", "math"]
-"""What is taken; blocked is for a learned bias on a CPU (models/blocked_attention.py)."""
+_WISHES = get_args(Kernel)
 
 _CACHED_BYTES = 8 << 20
 """Maps of a learned bias up to this size stay in a CPU's last cache: to keep them is faster than to form them again."""
@@ -40,8 +43,9 @@ def attend(
 ) -> Tensor:
     """softmax(scale q k^T + bias) v as [B, H, N, D]; `scale` is 1 / sqrt(D) unless it is given.
 
-    ``auto`` is flash where it is usable, else torch's SDPA. A kernel asked for by name that cannot do it is a
-    ConfigError with the reason, never a silent fallback. Autocast lowers the inputs, as it does those of SDPA.
+    ``auto`` is flash where it is usable, else torch's SDPA; ``tuned`` what was measured to be the fastest
+    (models/kernel_choices.py), else as auto. A kernel asked for by name that cannot do it is a ConfigError with the
+    reason, never a silent fallback. Autocast lowers the inputs, as it does those of SDPA.
     """
     q, k, v = (_autocast(x) for x in (q, k, v))
     if bias is not None:
@@ -50,7 +54,7 @@ def attend(
     call = AttendCall(q, k, v, bias, kernel, q.shape[-1] ** -0.5 if scale is None else scale)
     if _stand_in is not None:
         return _stand_in(call)
-    return _KERNELS[choose_kernel(q, k, v, bias, kernel=kernel)](call)
+    return run_kernel(choose_kernel(q, k, v, bias, kernel=kernel), call)
 
 
 class AttendCall(NamedTuple):
@@ -64,20 +68,27 @@ class AttendCall(NamedTuple):
     scale: float
 
 
+def run_kernel(kernel: Chosen, call: AttendCall) -> Tensor:
+    """What attend() gives with this kernel, whatever the call wishes for."""
+    return _KERNELS[kernel](call)
+
+
 def choose_kernel(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, kernel: Kernel = "auto"
 ) -> Chosen:
     """The kernel that attend() takes for these inputs."""
-    if kernel not in ("auto", "flash", "sdpa", "math"):
-        raise ConfigError(f"attention kernel {kernel!r}: allowed are 'auto', 'flash', 'sdpa' and 'math'")
-    if kernel in ("sdpa", "math"):
-        return kernel
+    if kernel not in _WISHES:
+        *names, last = map(repr, _WISHES)
+        raise ConfigError(f"attention kernel {kernel!r}: allowed are {', '.join(names)} and {last}")
     if q.device.type == "meta":  # shapes alone: nothing is computed, whatever was wished for
-        return "sdpa"
+        return "math" if kernel == "math" else "sdpa"
+    wish = choice_for(q, k, v, bias) or "auto" if kernel == "tuned" else kernel
+    if wish != "auto" and wish != "flash":
+        return wish
     obstacle = _flash_obstacle(q, k, v, bias)
     if obstacle is None:
         return "flash"
-    if kernel == "flash":
+    if wish == "flash":
         raise ConfigError(
             f"attention kernel 'flash' cannot be used: {obstacle}; 'auto' takes the fastest kernel that can"
         )
@@ -86,6 +97,25 @@ def choose_kernel(
         return "sdpa"
     map_bytes = q.shape[:3].numel() * k.shape[2] * q.element_size()
     return "math" if map_bytes <= _CACHED_BYTES else "blocked"
+
+
+def able_kernels(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Chosen, ...]:
+    """The kernels to choose from for this call, auto's first; none that rounds, or that keeps much more than others.
+
+    Those that torch is told to take may not be able to, and say so when they are called.
+    """
+    auto = choose_kernel(q, k, v, bias)
+    able: list[Chosen] = [auto, "sdpa"]
+    if _flash_obstacle(q, k, v, bias) is None:
+        able.append("flash")
+    if q.device.type == "cuda":
+        able += ["sdpa: flash", "sdpa: efficient", "sdpa: cudnn"]
+    elif q.device.type == "cpu" and bias is not None:
+        able.append("blocked")
+    n, m, width = q.shape[2], k.shape[2], q.shape[3] + v.shape[3]
+    if n * m <= (n + m) * width:  # maps are no larger than what all keep
+        able.append("math")
+    return tuple(dict.fromkeys(able))
 
 
 def any_kernel() -> AbstractContextManager[None]:
@@ -176,11 +206,17 @@ def _check_wish(model: nn.Module, kernel: Kernel, layers: list[Any], others: lis
     what, name = f"model.attention.kernel is {kernel!r}", type(model).__name__
     if not layers:
         raise ConfigError(f"{what}, but {name} has no attention with heads; leave it out")
-    cannot = {type(x).__name__ for x in others if kernel == "flash" or not hasattr(x, "fused_attn")}
+    is_ours = kernel in _ONLY_OURS
+    cannot = {type(x).__name__ for x in others if is_ours or not hasattr(x, "fused_attn")}
     if cannot and kernel != "math":
         raise ConfigError(
             f"{what}, but {' and '.join(sorted(cannot))} of {name} cannot be given it (the attention of timm's ViT and "
             "Swin can); leave it out, and the layer takes timm's own choice"
+        )
+    if is_ours and any(layer.attn_drop.p > 0 for layer in layers):
+        raise ConfigError(
+            f"{what}, but it drops no scores (sdpa and math can); take attn_drop_rate out of model.args, or leave the "
+            "kernel out"
         )
 
 
@@ -214,12 +250,16 @@ def _attend_sdpa(call: AttendCall) -> Tensor:
     return out.reshape(*call.q.shape[:3], v.shape[-1])
 
 
+def _attend_sdpa_by(backend: SDPBackend, call: AttendCall) -> Tensor:
+    with sdpa_kernel(backend):
+        return _attend_sdpa(call)
+
+
 def _attend_blocked(call: AttendCall) -> Tensor:
     q, k, v, bias = call[:4]
     if bias is None:
         raise RuntimeError("attention in blocks is for a bias, and there is none")
-    whole = bias.expand(-1, q.shape[1], q.shape[2], k.shape[2])
-    return attend_in_blocks(q, k, v, whole, scale=call.scale)
+    return attend_in_blocks(q, k, v, _whole(bias, q, k), scale=call.scale)
 
 
 def _attend_math(call: AttendCall) -> Tensor:
@@ -241,9 +281,25 @@ def folded(call: AttendCall) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     return q, k, v, bias.expand(-1, heads, -1, -1).flatten(0, 1).unsqueeze(0)
 
 
+def _attend_float8(call: AttendCall) -> Tensor:
+    q, k, v, bias = call[:4]
+    return attend_in_float8(q, k, v, None if bias is None else _whole(bias, q, k), scale=call.scale)
+
+
+def _whole(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """[G, H, N, M], a view."""
+    return bias.expand(-1, q.shape[1], q.shape[2], k.shape[2])
+
+
+_ONLY_OURS = ("tuned", "flash", "float8")
+"""Wishes that no layer of timm knows by itself, and that drop no scores."""
 _KERNELS: dict[Chosen, Callable[[AttendCall], Tensor]] = {
     "flash": _attend_flash,
     "sdpa": _attend_sdpa,
+    "sdpa: flash": partial(_attend_sdpa_by, SDPBackend.FLASH_ATTENTION),
+    "sdpa: efficient": partial(_attend_sdpa_by, SDPBackend.EFFICIENT_ATTENTION),
+    "sdpa: cudnn": partial(_attend_sdpa_by, SDPBackend.CUDNN_ATTENTION),
     "blocked": _attend_blocked,
     "math": _attend_math,
+    "float8": _attend_float8,
 }

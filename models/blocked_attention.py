@@ -41,7 +41,7 @@ class _Block(NamedTuple):
 
 @torch.library.custom_op("mirada::attend_in_blocks", mutates_args=(), device_types="cpu")
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    out = _empty_out(q, v)
+    out = empty_out(q, v)
     with torch.autocast("cpu", enabled=False):
         for block in _blocks(bias, batch=len(q)):
             block.of(out).copy_(_map_of(block, q, k, scale) @ block.of(v))
@@ -50,7 +50,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Ten
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    return _empty_out(q, v)
+    return empty_out(q, v)
 
 
 @torch.library.custom_op("mirada::attend_in_blocks_backward", mutates_args=(), device_types="cpu")
@@ -145,7 +145,7 @@ def _blocks(bias: Tensor, *, batch: int) -> Iterator[_Block]:
                     )
 
 
-def _empty_out(q: Tensor, v: Tensor) -> Tensor:
+def empty_out(q: Tensor, v: Tensor) -> Tensor:
     """[B, H, N, D] that is [B, N, H, D] in memory, as the layers that follow want it."""
     batch, heads, n, _ = q.shape
     return torch.empty(batch, n, heads, v.shape[-1], dtype=q.dtype, device=q.device).transpose(1, 2)

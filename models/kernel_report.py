@@ -28,6 +28,7 @@ from configs.base import ConfigError
 from models.attention import AttendCall, attention_layers, choose_kernel, folded, standing_in
 from models.dry_step import Forward, call_model, dry_step
 from models.flash import flash_name
+from models.float8 import uses_scaled_mm
 
 _LOWER = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _UNTRACEABLE = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -44,22 +45,41 @@ def report_kernels(
 ) -> dict[str, str]:
     """{layer: kernel} of the layers with attention heads that run when it trains on `batch` images of (C, H, W).
 
-    Kernels are "flash: FA2" (FA3, FA4), "sdpa: flash" (efficient, cudnn, math), "blocked" and "math". A network that
-    cannot run in shapes alone gives {}. Raises ConfigError with each reason why a kernel wished for cannot be had.
+    Kernels are "flash: FA2" (FA3, FA4), "sdpa: flash" (efficient, cudnn, math), "blocked", "math", and by how its
+    products are made "float8: emulated" (scaled_mm). A network that cannot run in shapes alone gives {}.
+    Raises ConfigError with each reason why a kernel wished for cannot be had.
     """
     watch = _Watch()
-    try:
-        # A network may hold real tensors that are neither weights nor buffers.
-        shapes = FakeTensorMode(allow_non_fake_inputs=True)
-        with shapes, torch.random.fork_rng(devices=[]), watch.over(model):
-            images = torch.empty(batch, *input_shape, device=device)
-            with _autocast(device, precision):
-                dry_step(model, images, forward=forward, backward=False)
-    except _UNTRACEABLE:
+    with watch.over(model):
+        done = forward_in_shapes(
+            model, input_shape, device=device, precision=precision, batch=batch, forward=forward
+        )
+    if not done:
         return {}
     if watch.mistakes:
         raise ConfigError("\n".join(f"model.attention.kernel: {mistake}" for mistake in watch.mistakes))
     return {layer: _name_of(call, device) for layer, call in watch.calls.items()}
+
+
+def forward_in_shapes(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    *,
+    device: torch.device,
+    precision: Literal["fp32", "bf16", "fp16"],
+    batch: int,
+    forward: Forward = call_model,
+) -> bool:
+    """A forward in fake tensors, on a device that need not exist; False where the network cannot run so."""
+    # A network may hold real tensors that are neither weights nor buffers.
+    shapes = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with shapes, torch.random.fork_rng(devices=[]), _autocast(device, precision):
+            images = torch.empty(batch, *input_shape, device=device)
+            dry_step(model, images, forward=forward, backward=False)
+    except _UNTRACEABLE:
+        return False
+    return True
 
 
 def layers_by_kernel(kernels: Mapping[str, str]) -> dict[str, list[str]]:
@@ -153,7 +173,10 @@ class _Watch:
         else:
             q, k, v, bias = folded(call)
             rest = {"dropout_p": 0.0, "is_causal": False, "scale": call.scale}
-            self._note(self._sdpa((q, k, v, bias), rest) if chosen == "sdpa" else chosen)
+            if chosen == "float8":
+                self._note(f"float8: {'scaled_mm' if uses_scaled_mm(q, k) else 'emulated'}")
+            else:
+                self._note(self._sdpa((q, k, v, bias), rest) if chosen == "sdpa" else chosen)
         return call.q.new_empty(*call.q.shape[:3], call.v.shape[-1])
 
     def _on_sdpa(

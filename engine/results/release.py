@@ -29,6 +29,12 @@ transform = timm.data.create_transform(**timm.data.resolve_data_config(model=mod
 ```
 """
 
+_ROUNDED = """
+It was trained, and scored, with attention in 8 bits (`kernel: float8`). timm computes it in full precision, and its
+logits differ a little; those of the training come from `mirada.models.build.load_release("{folder}")`.
+
+"""
+
 _LOAD_OURS = """\
 Its attention is not all timm's, so Mirada builds it:
 
@@ -107,9 +113,9 @@ def run_of_release(reference: str) -> str | None:
 def _sign(config_path: Path, run_id: str, attention: AttentionConfig) -> None:
     """Adds a key of ours, which timm leaves alone: the run, and what of its attention is not timm's."""
     content = json.loads(config_path.read_text())
-    lasting = attention.model_dump(
-        mode="json", include={"gates", "two_stage", "dynamic"}, exclude_defaults=True
-    )
+    # A kernel is how things are computed and stays behind, but for the one that computes something else.
+    kept = {"gates", "two_stage", "dynamic", *(["kernel"] if attention.kernel == "float8" else [])}
+    lasting = attention.model_dump(mode="json", include=kept, exclude_defaults=True)
     ours = {"run_id": run_id, **({"attention": lasting} if lasting else {})}
     config_path.write_text(json.dumps({**content, SIGNATURE: ours}, indent=2) + "\n")
 
@@ -175,7 +181,8 @@ def _loading(folder: str, model: ModelConfig) -> str:
     registration = (
         f"import mirada.{ours}  # registers {architecture!r}, which timm does not have\n" if ours else ""
     )
-    return _LOAD.format(folder=folder, registration=registration)
+    rounded = _ROUNDED.format(folder=folder) if attention.kernel == "float8" else ""
+    return _LOAD.format(folder=folder, registration=registration) + rounded
 
 
 def _list(numbers: Sequence[float]) -> str:

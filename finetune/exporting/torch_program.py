@@ -36,7 +36,8 @@ def write_program(model: nn.Module, path: Path) -> float:
     worst = 0.0
     for size in _CHECKED_BATCHES:
         images = random_images(spec, size)
-        expected = model(images)
+        with any_kernel():
+            expected = model(images)
         difference = (loaded(images) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
         worst = max(worst, float(difference))
     if not worst <= _TOLERANCE:

@@ -27,7 +27,7 @@ def test_without_a_word_about_attention_nothing_but_the_kernel_is_chosen() -> No
             ["model.attention.gates.name=sse"],
             r"model.attention.gates.name: 'sse' is not allowed: input should be 'lrn', 'se', .*'shifted_window'",
         ),
-        (["model.attention.kernel=flsh"], r"kernel: 'flsh' is not allowed: input should be 'auto', 'flash'"),
+        (["model.attention.kernel=flsh"], r"kernel: 'flsh' is not allowed: input should be 'auto', 'tuned', 'flash'"),
         (
             ["model.attention.gates={name: se, stages: [-1]}"],
             r"stages.* input should be greater than or equal to 0",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 from torch import nn
 
 from models.activation_memory import checkpointing, peak_activations
-from models.attention import use_attend
+from models.attention import Kernel, use_attend
 
 SHAPE = (3, 32, 32)
 
 
-def tiny_vit() -> nn.Module:
+def tiny_vit(kernel: Kernel = "auto") -> nn.Module:
     model: nn.Module = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=64, depth=6, num_heads=2, num_classes=10
     )
-    return use_attend(model)
+    return use_attend(model, kernel)
 
 
 def test_a_chain_of_layers_keeps_what_its_backward_needs() -> None:
@@ -64,8 +65,9 @@ def test_attention_does_not_form_its_map() -> None:
     assert formed - fused > 2 * batch * 12 * tokens * tokens * 4
 
 
-def test_what_is_kept_for_the_backward_is_what_a_real_run_keeps() -> None:
-    model = tiny_vit()
+@pytest.mark.parametrize("kernel", ["auto", "float8"])
+def test_what_is_kept_for_the_backward_is_what_a_real_run_keeps(kernel: Kernel) -> None:
+    model = tiny_vit(kernel)
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

@@ -110,7 +110,7 @@ def test_a_wish_for_flash_that_cannot_be_met_says_why() -> None:
         attend(q, q, q, kernel="flash")
     with pytest.raises(ConfigError, match="it takes no additive bias"):
         attend(q, q, q, torch.zeros(1, 1, 2, 2), kernel="flash")
-    with pytest.raises(ConfigError, match="kernel 'fast': allowed are 'auto', 'flash', 'sdpa' and 'math'"):
+    with pytest.raises(ConfigError, match=r"kernel 'fast': allowed are 'auto', .*, 'math' and 'float8'"):
         attend(q, q, q, kernel="fast")  # type: ignore[arg-type]
 
 
@@ -171,12 +171,29 @@ def test_a_wish_reaches_the_layers_of_timm_that_stay_its_own() -> None:
     [
         ("resnet10t", "sdpa", "kernel is 'sdpa', but ResNet has no attention with heads; leave it out"),
         ("eva02_tiny_patch14_224", "flash", "kernel is 'flash', but EvaAttention of Eva cannot be given it"),
+        (
+            "eva02_tiny_patch14_224",
+            "float8",
+            r"cannot be given it \(the attention of timm's ViT and Swin can\)",
+        ),
+        ("coatnet_nano_rw_224", "tuned", "but Attention2d of MaxxVit cannot be given it"),
+        ("resnet10t", "float8", "ResNet has no attention with heads; leave it out"),
         ("levit_128s", "sdpa", "but Attention and AttentionDownsample of LevitDistilled cannot be given it"),
     ],
 )
 def test_a_wish_that_a_network_cannot_be_given_is_refused(name: str, kernel: Kernel, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         use_attend(timm.create_model(name), kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", ["flash", "float8", "tuned"])
+def test_a_kernel_that_drops_no_scores_is_refused_where_they_are_dropped(kernel: Kernel) -> None:
+    model = timm.create_model("test_vit", attn_drop_rate=0.1)
+    with pytest.raises(
+        ConfigError, match=r"drops no scores \(sdpa and math can\); take attn_drop_rate out of"
+    ):
+        use_attend(model, kernel)
+    use_attend(model, "sdpa")
 
 
 def test_attention_layers_are_the_innermost_modules_with_heads() -> None:

@@ -65,4 +65,5 @@ def test_its_kernels_can_be_told(name: str) -> None:
     )
     has_heads = not any(word in name for word in ("local", "squeeze", "cbam", "eca", "efficientnet", "gates"))
     assert bool(kernels) == (has_heads and name != "resnet")
-    assert not set(kernels.values()) - {"sdpa: flash", "math"}
+    expected = {"float8: emulated"} if "float8" in name else {"sdpa: flash", "math"}
+    assert not set(kernels.values()) - expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,7 @@ SEEN = {
     "aten::_scaled_dot_product_cudnn_attention": "sdpa: cudnn",
     "aten::_scaled_dot_product_attention_math": "sdpa: math",
     "mirada::attend_in_blocks": "blocked",
+    "mirada::attend_in_float8": "float8: emulated",
 }
 NETWORKS = {
     "vit": ("test_vit", {"img_size": 32}),
@@ -98,11 +100,12 @@ def test_it_reports_what_the_profiler_sees(name: str, precision: str, ours: bool
 
 def test_the_wish_of_a_recipe_shows() -> None:
     model, shape = build("swin")
-    expected = {"auto": "blocked", "sdpa": "sdpa: math", "math": "math"}
+    expected = {"auto": "blocked", "sdpa": "sdpa: math", "math": "math", "float8": "float8: emulated"}
     for kernel, name in expected.items():
         use_attend(model, kernel)  # type: ignore[arg-type]
         kernels = report_kernels(model, shape, device=CPU, precision="fp32")
         assert layers_by_kernel(kernels) == {name: list(attention_layers(model))}
+        assert seen_by_the_profiler(copy.deepcopy(model), torch.rand(2, *shape)) == kernels
 
 
 def test_a_wish_that_cannot_be_met_here_says_why() -> None:

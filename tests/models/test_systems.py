@@ -65,6 +65,23 @@ def test_without_options_names_weights_and_logits_are_timms(name: str) -> None:
         (
             VIT,
             {
+                "two_stage": {"window": 3, "num_global": 4, "subset": "selected"},
+                "progressive": PROGRESSIVE,
+                "kernel": "float8",
+            },
+        ),
+        (
+            CNN,
+            {
+                "gates": {"name": "shifted_window", "window": 2, "heads": 2},
+                "progressive": PROGRESSIVE,
+                "regularize": [{"name": "uniform", "weight": 0.1}],
+                "kernel": "float8",
+            },
+        ),
+        (
+            VIT,
+            {
                 "progressive": PROGRESSIVE,
                 "regularize": [{"name": "uniform", "weight": 0.1}, {"name": "head_diversity", "weight": 0.1}],
                 "kernel": "sdpa",

@@ -21,6 +21,7 @@ _VIT = {
     "args": {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "drop_path_rate": 0.0},
 }
 _SWIN_ARGS = {"patch_size": 2, "embed_dim": 16, "depths": (2,), "num_heads": (2,), "drop_path_rate": 0.0}
+_SWIN = {"name": "swin_tiny_patch4_window7_224", "args": {**_SWIN_ARGS, "window_size": 4}}
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "resnet": _RESNET,
@@ -35,8 +36,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     },
     "efficientnet": {"name": "test_efficientnet", "args": {}},
     "vit": _VIT,
-    "swin": {"name": "swin_tiny_patch4_window7_224", "args": {**_SWIN_ARGS, "window_size": 4}},
+    "swin": _SWIN,
     "swin v2": {"name": "swinv2_tiny_window8_256", "args": {**_SWIN_ARGS, "window_size": 4}},
+    "float8": {**_VIT, "attention": {"kernel": "float8"}},
+    "float8 in swin": {**_SWIN, "attention": {"kernel": "float8"}},
     "two-stage": {**_VIT, "attention": {"two_stage": {"window": 2, "num_global": 4}}},
     "dynamic": {**_VIT, "attention": {"dynamic": {"threshold": 0.9}}},
     "progressive": {**_VIT, "attention": {"progressive": {"over": "4 steps"}}},

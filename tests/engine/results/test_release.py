@@ -14,6 +14,7 @@ from engine.results.evaluate import Scores
 from engine.results.release import Origin, write_release
 from engine.sharding.zero import build_engine
 from engine.world import World
+from finetune.exporting.torch_program import write_program
 from models.build import build_model, load_release
 from tests.support.tiny_run import MemoryLoader, Supervised, tiny_config, tiny_engine
 
@@ -109,3 +110,25 @@ def test_attention_that_is_not_timms_is_built_again_by_ours_and_the_card_says_so
     assert torch.equal(load_release(str(folder)).eval()(images), model(images))
     card = (folder / "README.md").read_text()
     assert "from mirada.models.build import load_release" in card and "timm.create_model" not in card
+
+
+def test_a_network_in_eight_bits_keeps_its_kernel_and_timm_loads_it_in_full_precision(tmp_path: Path) -> None:
+    args = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    chosen = ModelConfig.model_validate(
+        {"name": "vit_tiny_patch16_224", "args": args, "attention": {"kernel": "float8"}}
+    )
+    config = tiny_config(stage=0, world_size=1).model_copy(update={"model": chosen})
+    model = build_model(chosen, num_classes=10, in_chans=3, image_size=16).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    folder = release(tmp_path / "release", model, model.state_dict(), config)
+    images = torch.rand(3, 3, 16, 16)
+    expected = model(images)
+    assert torch.equal(load_release(str(folder)).eval()(images), expected)
+    full = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    assert 0 < (full - expected).abs().max() < 0.1 * full.abs().max()
+    card = (folder / "README.md").read_text()
+    assert "timm.create_model" in card and "kernel: float8" in card
+    # What is exported has full precision too.
+    assert write_program(load_release(str(folder)), tmp_path / "network.pt2") < 1e-5
