@@ -157,7 +157,7 @@ class Session:
         """Takes the run folder, writes the "run" event, starts its follower, and gives the loop over the data.
 
         With `probe` it is features that are evaluated, else logits; with `beside` something else of the same passes
-        too, and before the first step as well. `follow` is told the number of each step before it.
+        too, and before the first step as well. `follow` is told the number of each step before it, and at evaluations.
         """
         folder = self._take_folder(total_steps=self._timetable.total_steps)
         self._progress.note(str(BatchShape.of(self.config, self.world)))

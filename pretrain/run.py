@@ -11,6 +11,7 @@ from engine.objective import Objective
 from engine.session import open_session
 from engine.sharding.zero import build_engine
 from models.build import build_model
+from models.supernet import PathSwitch
 from pretrain.config import MaeConfig, PretrainConfig, SimMimConfig
 from pretrain.dry_forward import dry_forward
 from pretrain.masked import build_mae, build_simmim
@@ -25,7 +26,8 @@ def run(command: Command) -> int:
         session.examine(model, forward=dry_forward(objective))
         engine = build_engine(model, config, session.world)
         probe = None if config.is_supervised else config.probe or ProbeConfig()
-        outcome = session.trainer(engine, objective, probe=probe).fit(session.stop)
+        paths = PathSwitch(engine.module, seed=config.train.seed)
+        outcome = session.trainer(engine, objective, probe=probe, follow=paths.follow).fit(session.stop)
         return session.close(engine, outcome)
 
 

@@ -102,7 +102,9 @@ def run_of_release(reference: str) -> str | None:
 def _sign(config_path: Path, run_id: str, attention: AttentionConfig) -> None:
     """Adds a key of ours, which timm leaves alone: the run, and what of its attention is not timm's."""
     content = json.loads(config_path.read_text())
-    lasting = attention.model_dump(mode="json", include={"gates", "two_stage"}, exclude_defaults=True)
+    lasting = attention.model_dump(
+        mode="json", include={"gates", "search", "two_stage"}, exclude_defaults=True
+    )
     ours = {"run_id": run_id, **({"attention": lasting} if lasting else {})}
     config_path.write_text(json.dumps({**content, SIGNATURE: ours}, indent=2) + "\n")
 
@@ -132,7 +134,7 @@ def _model_card(
         ("training", f"{origin.step} steps of {config.train.global_batch} images; weights {what}"),
     ]
     if scores is not None:
-        rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.val}`"))
+        rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.evaluated}`"))
     task = "image-classification" if classes else "image-feature-extraction"
     table = "\n".join(f"| {name} | {text} |" for name, text in rows)
     return (
@@ -152,7 +154,7 @@ def _list_classes(classes: Sequence[str]) -> str:
 
 def _loading(folder: str, model: ModelConfig) -> str:
     architecture, attention = model.name, model.attention
-    if attention.gates is not None or attention.two_stage is not None:
+    if attention.gates or attention.search is not None or attention.two_stage is not None:
         return _LOAD_OURS.format(folder=folder)
     ours = own_module(architecture)
     registration = (

@@ -57,3 +57,16 @@ def test_of_a_mixture_the_images_without_labels_are_not_probed_with(unlabelled: 
     assert index.num_samples == 6009
     sample = LabelledSample(index, config.data, size=100_000)
     assert sample.num_samples == 6000 and sample.labels().min() == 0
+
+
+def test_without_validation_data_a_run_is_evaluated_on_what_it_holds_out(unlabelled: Path) -> None:
+    config = recipe("data.val=null", "data.held_out=0.1")
+    index, val_index = open_datasets(config, needs_labels=False)
+    assert val_index is not None and 500 < val_index.num_samples < 700 and val_index.classes == index.classes
+    assert LabelledSample(index, config.data, size=100_000).num_samples == 6000 - val_index.num_samples
+    with pytest.raises(
+        ConfigError, match=r"cannot be probed on data\.held_out 0\.1: leave data\.held_out out"
+    ):
+        open_datasets(
+            recipe(f"data.train={unlabelled}", "data.val=null", "data.held_out=0.1"), needs_labels=False
+        )
