@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from launch.attention_search.app import search
 from launch.doctor.app import add_commands as add_doctor
 from launch.following.app import add_commands as add_following
 from launch.programs import become_program
@@ -259,6 +260,7 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
+app.command()(search)
 add_following(app)
 add_doctor(app)
 
