@@ -18,15 +18,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.distill_table import write_table
+from benchmarks.own_programs import run_mirada
 from benchmarks.result_file import RESULTS, ROOT, installed_versions
 from configs.base import ConfigError
 from configs.exit_code import run_main
@@ -35,7 +34,6 @@ from data_pipeline.whole_file import write_whole
 from engine.machine import describe_machine
 from engine.results.run_record import RunRecord, read_run
 from finetune.config import FinetuneConfig
-from launch.programs import program_command, program_environment
 from models.build import WEIGHTS_FILE, resolve_release
 
 RECIPE = "configs/finetune/fashion_mnist_ablation.yaml"
@@ -153,10 +151,10 @@ def _digest(teacher: str) -> str:
 
 def _measure(job: Job, run: Path) -> dict[str, Any]:
     """Trains or goes on, evaluates, and tells what came of it."""
-    _mirada("finetune", RECIPE, *job.overrides, "--out", str(run))
+    run_mirada("finetune", RECIPE, *job.overrides, "--out", str(run))
     val = load_config(FinetuneConfig, ROOT / RECIPE, job.overrides).config.data.val
     scores = run / "evaluation.json"
-    _mirada("evaluate", str(run), "--data", str(val), "--json", str(scores))
+    run_mirada("evaluate", str(run), "--data", str(val), "--json", str(scores))
     evaluation = json.loads(scores.read_text())
     (row,) = evaluation["rows"]
     return {
@@ -186,11 +184,6 @@ def _of_run(record: RunRecord) -> dict[str, Any]:
         "step_s": record.mean("perf/step_s"),
         **overlap,
     }
-
-
-def _mirada(*arguments: str) -> None:
-    command: Sequence[str] = program_command("launch.cli", arguments)
-    subprocess.run(command, env=program_environment(os.environ), cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":

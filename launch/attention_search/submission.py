@@ -73,7 +73,8 @@ def describe_search(search: Search, space: Space, checked: Checked) -> str:
     """What would be trained and scored, and the workers' script."""
     plan = _plan(search, space, checked.request.cluster)
     folder, source = launch_folder(search.out), read_source()
-    trained = "is trained already" if supernet_is_finished(search) else "is trained first"
+    is_trained = supernet_is_finished(search)
+    trained = "is trained already" if is_trained else "is trained first"
     jobs = [Job(run_folder=_worker_folder(search, worker)) for worker in range(search.workers)]
     script = script_text(
         jobs,
@@ -81,6 +82,7 @@ def describe_search(search: Search, space: Space, checked: Checked) -> str:
         folder,
         snapshot=folder / f"snapshot-{source.commit}-{_digest(search, space)}",
         name=plan.name,
+        dependency=None if is_trained else "afterok:supernet",
     )
     return (
         f"{len(space.members()):,} networks; the supernet in {search.supernet} {trained}; {search.trials} of them are "

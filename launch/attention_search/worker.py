@@ -42,16 +42,25 @@ def main(arguments: Sequence[str]) -> int:
     )
     received = take_signals()
     try:
-        with open_scorer(given.out / SUPERNET) as scorer:
-            while not received and (trial := study.next(given.worker)) is not None:
-                path = space.path(trial.settings)
-                top1 = scorer.top1(path)
-                study.complete(trial, top1)
-                _say(f"trial {trial.number} ({space.describe(path)}): {top1:.2f} %")
+        _score(space, study, given, received)
     except ScorerEndedError as ended:
         return ended.code or 1
     _show(space, write_result(given.out, space, study, loaded), given.out)
     return STOPPED if received else 0
+
+
+def _score(space: Space, study: Study, given: argparse.Namespace, received: Sequence[int]) -> None:
+    """Takes paths from the study until it has given out all, or a signal came."""
+    trial = study.next(given.worker)
+    if trial is None:
+        return
+    with open_scorer(given.out / SUPERNET) as scorer:
+        while trial is not None and not received:
+            path = space.path(trial.settings)
+            top1 = scorer.top1(path)
+            study.complete(trial, top1)
+            _say(f"trial {trial.number} ({space.describe(path)}): {top1:.2f} %")
+            trial = study.next(given.worker)
 
 
 def _show(space: Space, rows: Sequence[dict[str, Any]], out: Path) -> None:

@@ -27,7 +27,7 @@ _TABLE = "trials.json"
 _WORKER = "worker"
 _SEED_STEP = 1_000_003
 _REFUSED = "refused"
-_MOST_DRAWS = 32
+_MOST_DRAWS = 16
 """So often the sampler may draw what is no member of the space, or was drawn before, until one is taken for it."""
 
 
