@@ -85,9 +85,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def limited_space(search: Search) -> Space:
+def under_limit(space: Space) -> Space:
     """The networks that take no more operations than the base network with SE in every stage."""
-    space = measure_space(search)
     se_everywhere = [space.config.choices.index(_SE)] * len(space.stages)
     return replace(space, max_flops=float(space.flops(se_everywhere)))
 
@@ -96,6 +95,12 @@ def drawn_gates(space: Space, seed: int) -> tuple[GatesConfig, ...]:
     """Of the row "random": those of a network under the limit, each as likely."""
     path = random.Random(f"benchmark {seed}").choice(space.members())
     return space.config.gates(path, stages=space.stages)
+
+
+def as_overrides(gates: Sequence[GatesConfig]) -> list[str]:
+    """Gates as settings of a recipe."""
+    groups = [group.model_dump(mode="json", exclude_defaults=True) for group in gates]
+    return overrides_of({"model.attention.gates": groups}) if groups else []
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -142,8 +147,8 @@ def _measure(job: Job, runs: Path) -> dict[str, Any]:
     elif job.row == "se":
         gates = (GatesConfig(**_SE.model_dump()),)
     elif job.row == "random":
-        gates = drawn_gates(limited_space(search), job.seed)
-    overrides = [_PLAIN, *_as_overrides(gates), *job.overrides]
+        gates = drawn_gates(under_limit(measure_space(search)), job.seed)
+    overrides = [_PLAIN, *as_overrides(gates), *job.overrides]
     run_mirada("pretrain", recipe, *overrides, "--out", str(run))
     config = load_config(PretrainConfig, run / "config.yaml").config
     scores = run / "evaluation.json"
@@ -182,14 +187,9 @@ def _search(job: Job, out: Path) -> Search:
     )
 
 
-def _as_overrides(gates: Sequence[GatesConfig]) -> list[str]:
-    groups = [group.model_dump(mode="json", exclude_defaults=True) for group in gates]
-    return overrides_of({"model.attention.gates": groups}) if groups else []
-
-
 def _found(search: Search) -> dict[str, Any]:
     """Searches, or goes on, and tells what was found and what it cost."""
-    space = limited_space(search)
+    space = under_limit(measure_space(search))
     limits = ("--trials", str(search.trials), "--max-flops", str(space.max_flops))
     run_mirada("search", search.recipe, *search.overrides, "--out", str(search.out), *limits)
     paths = json.loads((search.out / PATHS).read_text())

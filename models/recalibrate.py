@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replaces running means and variances by averages over `batches`, normalized images [B, C, H, W] each.
 
-    Everything else is in evaluation mode, as it is when the statistics are used (Guo et al. 2020, section 3.4).
+    Everything else is in evaluation mode, as it is when the statistics are used.
     """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
