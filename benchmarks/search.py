@@ -56,7 +56,11 @@ class Job:
     row: str
     seed: int
     trials: int
+    """Networks that the search scores."""
     settings: tuple[str, ...] = ()
+    """Of every training."""
+    search_settings: tuple[str, ...] = ()
+    """Of the supernet's, beside."""
 
     @property
     def name(self) -> str:
@@ -112,6 +116,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--trials", type=int, default=TRIALS, help="networks that the search scores")
     parser.add_argument("--set", dest="settings", nargs="+", default=(), metavar="KEY=VALUE")
+    parser.add_argument(
+        "--search-set",
+        dest="search_settings",
+        nargs="+",
+        default=(),
+        metavar="KEY=VALUE",
+        help="of the supernet",
+    )
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "search", help="where runs are kept")
     parser.add_argument("--results", type=Path, default=FOLDER, help="where each run's numbers are kept")
     parser.add_argument("--out", type=Path, default=FOLDER.with_suffix(".json"))
@@ -122,13 +134,21 @@ def _jobs(given: argparse.Namespace) -> Iterator[Job]:
     """Seed by seed, so that what is there when it is stopped has every row."""
     for seed in given.seeds:
         for row in given.rows:
-            yield Job(row=row, seed=seed, trials=given.trials, settings=tuple(given.settings))
+            yield Job(
+                row=row,
+                seed=seed,
+                trials=given.trials,
+                settings=tuple(given.settings),
+                search_settings=tuple(given.search_settings),
+            )
 
 
 def _refuse_other_settings(job: Job, result: Path) -> None:
     """What is kept must be what would be made now."""
     kept = json.loads(result.read_text())
-    if kept["settings"] != job.overrides or kept.get("trials", job.trials) != job.trials:
+    of_search = (job.trials, list(job.search_settings))
+    searched = (kept.get("trials", of_search[0]), kept.get("search_settings", of_search[1]))
+    if kept["settings"] != job.overrides or searched != of_search:
         raise ConfigError(
             f"{str(result)!r} was made with other settings than this run would be: name another folder with --results "
             "(and --runs), or remove it"
@@ -142,7 +162,7 @@ def _measure(job: Job, runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     recipe, gates = RECIPE, ()
     if job.row == "searched":
-        found = _found(search)
+        found = {**_found(search), "search_settings": list(job.search_settings)}
         recipe = str(searched / BEST)
     elif job.row == "se":
         gates = (GatesConfig(**_SE.model_dump()),)
@@ -179,7 +199,7 @@ def _search(job: Job, out: Path) -> Search:
     longer = [text for text in job.settings if not text.startswith(("train.duration", "train.seed"))]
     return read_search(
         RECIPE,
-        ["tracking.uri=off", *longer],
+        ["tracking.uri=off", *longer, *job.search_settings],
         out=out,
         trials=job.trials,
         workers=1,

@@ -223,11 +223,16 @@ class AttentionConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _paths_change_at_once(self) -> AttentionConfig:
+    def _paths_are_all_that_changes(self) -> AttentionConfig:
         if self.search is not None and self.progressive is not None:
             raise ValueError(
                 "search and progressive both say which layers are on at a step: leave one of them out, and set "
                 "progressive in the recipe that the search finds"
+            )
+        if self.search is not None and self.regularize:
+            raise ValueError(
+                "search and regularize: at a step without attention there is nothing to look at; leave one of them "
+                "out, and set regularize in the recipe that the search finds"
             )
         return self
 

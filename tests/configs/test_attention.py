@@ -58,6 +58,10 @@ def test_without_a_word_about_attention_nothing_but_the_kernel_is_chosen() -> No
             [f"model.attention.search={SEARCH}", "model.attention.progressive={over: 3 epochs}"],
             r"search and progressive both say which layers are on at a step",
         ),
+        (
+            [f"model.attention.search={SEARCH}", "model.attention.regularize=[{name: gate_l1, weight: 1}]"],
+            r"search and regularize: at a step without attention there is nothing to look at",
+        ),
         ([f"model.attention.search={SEARCH}", "train.compile=true"], r"would be compiled anew"),
         (
             ["model.attention.progressive={over: 3 epochs, fade: 4 epochs}"],
