@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WrapSerializer, model_validator
 
 from configs.base import DurationField, Section
 
@@ -31,13 +32,15 @@ GateName = Literal[
 ]
 
 
-class GatesConfig(Section):
-    """An attention layer at the end of the residual branch of every block in the stages named; ResNets."""
+Stages = tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]
+"""From 1; 0 is the stem, behind its activation. ``all`` are all but the stem."""
+
+
+class GateConfig(Section):
+    """An attention layer for the end of a residual branch, and its settings."""
 
     name: GateName
     """lrn, mhsa, window and shifted_window are ours, the others timm's attention layers."""
-    stages: tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"] = "all"
-    """From 1; 0 is the stem, behind its activation. ``all`` are all but the stem."""
     reduction: float | None = Field(default=None, ge=1.0)
     """Channels to the hidden width of the gate: 16 in squeeze-and-excitation. Default: timm's own."""
     kernel_size: int | None = Field(default=None, ge=1)
@@ -46,6 +49,66 @@ class GatesConfig(Section):
     """Of mhsa and the windows. Default: one per 32 channels."""
     window: int | None = Field(default=None, ge=1)
     """Side of a window in places of the map. Default: 7."""
+
+    def __str__(self) -> str:
+        settings = self.model_dump(include=set(GateConfig.model_fields), exclude={"name"}, exclude_none=True)
+        return " ".join([self.name, *(f"{name} {value:g}" for name, value in settings.items())])
+
+
+class GatesConfig(GateConfig):
+    """The same attention layer in every block of the stages named; ResNets."""
+
+    stages: Stages = "all"
+    """From 1; 0 is the stem, behind its activation. ``all`` are all but the stem."""
+
+
+def _as_many(value: object) -> object:
+    """One mapping is a group alone; nothing is no group."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, dict | GatesConfig) else value
+
+
+def _as_written(value: object, dump: Callable[[object], Sequence[Any]]) -> Any:
+    groups = list(dump(value))
+    return groups[0] if len(groups) == 1 else groups or None
+
+
+GatesField = Annotated[tuple[GatesConfig, ...], BeforeValidator(_as_many), WrapSerializer(_as_written)]
+
+
+def _none_is_no_gate(value: object) -> object:
+    return None if value == "none" else value
+
+
+class SupernetConfig(Section):
+    """A network that holds every choice of attention at once, for `mirada search`; ResNets. docs/search.md."""
+
+    choices: tuple[Annotated[GateConfig | None, BeforeValidator(_none_is_no_gate)], ...] = Field(min_length=2)
+    """Of each stage: gates, and ``none`` for no attention."""
+    stages: Stages = "all"
+    """Those that have the choice, each its own; as of `gates`."""
+
+    def gates(self, path: Sequence[int], *, stages: Sequence[int]) -> tuple[GatesConfig, ...]:
+        """What a recipe says of a path, which has the number of a choice for each of the stages."""
+        return tuple(
+            GatesConfig(**choice.model_dump(), stages=(stage,))
+            for stage, choice in zip(stages, (self.choices[number] for number in path), strict=True)
+            if choice is not None
+        )
+
+    @model_validator(mode="after")
+    def _each_choice_once(self) -> SupernetConfig:
+        names = list(map(choice_name, self.choices))
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"choices lists {' and '.join(twice)} more than once: take one out")
+        return self
+
+
+def choice_name(choice: GateConfig | None) -> str:
+    """For people: ``none``, ``se reduction 16``."""
+    return "none" if choice is None else str(choice)
 
 
 class TwoStageConfig(Section):
@@ -121,7 +184,9 @@ class AttentionConfig(Section):
     kernel: Literal["auto", "tuned", "flash", "sdpa", "math", "float8"] = "auto"
     """auto takes what is usually the fastest, tuned what was measured to be on this machine; float8 rounds to 8 bits,
     and keeps 8 bits for the backward pass. docs/kernels.md. A kernel that cannot be had is an error."""
-    gates: GatesConfig | None = None
+    gates: GatesField = ()
+    """One group, or a list of groups in stages of their own."""
+    search: SupernetConfig | None = None
     two_stage: TwoStageConfig | None = None
     dynamic: DynamicConfig | None = None
     progressive: ProgressiveConfig | None = None
@@ -163,3 +228,43 @@ class AttentionConfig(Section):
         if self.dynamic is not None and found:
             raise ValueError(f"dynamic does not go with {'; nor with '.join(found)}: leave one of them out")
         return self
+
+    @model_validator(mode="after")
+    def _a_stage_has_one_kind_of_gate(self) -> AttentionConfig:
+        wanted = [("gates", group.stages) for group in self.gates]
+        if self.search is not None:
+            wanted.append(("search", self.search.stages))
+        for number, (_, stages) in enumerate(wanted):
+            for name, others in wanted[:number]:
+                shared = _shared_stages(stages, others)
+                if shared:
+                    raise ValueError(
+                        f"{name} and {wanted[number][0]} both stand in stage {shared}: a stage has gates of one kind; "
+                        "give each its own 'stages'"
+                        if name != wanted[number][0]
+                        else f"gates stand twice in stage {shared}: give each group its own 'stages'"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _paths_are_all_that_changes(self) -> AttentionConfig:
+        if self.search is not None and self.progressive is not None:
+            raise ValueError(
+                "search and progressive both say which layers are on at a step: leave one of them out, and set "
+                "progressive in the recipe that the search finds"
+            )
+        if self.search is not None and self.regularize:
+            raise ValueError(
+                "search and regularize: at a step without attention there is nothing to look at; leave one of them "
+                "out, and set regularize in the recipe that the search finds"
+            )
+        return self
+
+
+def _shared_stages(stages: Stages, others: Stages) -> str:
+    """The stages that both name, for people; empty where there are none."""
+    if stages == "all":
+        return "all" if others == "all" else ", ".join(map(str, sorted({*others} - {0})))
+    if others == "all":
+        return _shared_stages(others, stages)
+    return ", ".join(map(str, sorted({*stages} & {*others})))

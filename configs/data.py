@@ -220,6 +220,9 @@ class DataConfig(Section):
     unlabelled: Literal["keep", "drop"] = "keep"
     """``keep`` trains on images without label too (for a teacher to label); ``drop`` leaves them out."""
     label_seed: int = 0
+    held_out: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Fraction of the images of `train` that is not trained on (a fixed choice by sample): to choose between networks.
+    Without `val` it is evaluated on."""
     repeats: int = Field(default=1, ge=1, le=64)
     """Copies of each sample, varied differently, side by side in training (Hoffer et al. 2020; DeiT's is 3).
 
@@ -239,6 +242,21 @@ class DataConfig(Section):
     def batch_label_fraction(self) -> float:
         """Fraction of the images of a training batch that have a label, on average."""
         return self.label_fraction if self.unlabelled == "keep" else 1.0
+
+    @property
+    def evaluated(self) -> str:
+        """What a run is evaluated on, for people."""
+        return self.val or f"{self.train} (held out: {self.held_out:.3g} of it)"
+
+    @model_validator(mode="after")
+    def _held_out_is_of_labelled_images(self) -> DataConfig:
+        if self.held_out and (self.mixture or self.label_fraction < 1.0):
+            other = "'mixture'" if self.mixture else "'label_fraction' below 1"
+            raise ValueError(
+                f"'held_out' takes its images from one corpus whose labels may all be used, and {other} is set: leave "
+                "one of them out, or split with: mirada data build --split"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grey_has_no_colour(self) -> DataConfig:

@@ -141,7 +141,8 @@ def _describe_all(
         whole = [str(part) for part in error["loc"]]
         location = _written_location(schema, whole)
         section = _section(schema, whole[: whole.index(location[-1])] if location else [])
-        reasons.setdefault(".".join(location) or "recipe", []).append(_reason(error, section, location))
+        dotted = ".".join(_without_added_index(location, origins)) or "recipe"
+        reasons.setdefault(dotted, []).append(_reason(error, section, location))
     return [
         f"{dotted}: {_join(texts)}  [{_origin(dotted, origins, recipe)}]" for dotted, texts in reasons.items()
     ]
@@ -194,6 +195,14 @@ def _written_location(schema: type[BaseModel], location: list[str]) -> list[str]
     return written
 
 
+def _without_added_index(location: Sequence[str], origins: Mapping[str, str]) -> Iterator[str]:
+    """A field that takes one or many counts the one as number 0, where the user wrote a mapping."""
+    for depth, part in enumerate(location):
+        inside = ".".join([*location[:depth], ""])
+        if part != "0" or not any(dotted.startswith(inside) for dotted in origins):
+            yield part
+
+
 def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
     """The section at a location; of a union the member whose label follows, else the first."""
     for depth, part in enumerate(location):
@@ -208,8 +217,15 @@ def _section(schema: type[BaseModel], location: Sequence[str]) -> type[BaseModel
 def _members(schema: type[BaseModel], name: str) -> list[type[BaseModel]]:
     """The sections that a field may hold; none for a plain value."""
     field = schema.model_fields.get(name)
-    options = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    options = [] if field is None else list(_parts(field.annotation))
     return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and those that it is put together from."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
 
 
 def _tags(schema: type[BaseModel], name: str) -> dict[str, type[BaseModel]]:

@@ -25,7 +25,7 @@ class ModelConfig(Section):
     num_classes: int | None = Field(default=None, ge=1)
     """Default: the number of classes in the data's class map."""
     attention: AttentionConfig = AttentionConfig()
-    """Kernel, gates, two stages, progressive activation and penalties: docs/systems.md."""
+    """Kernel, gates, search, two stages, progressive activation and penalties: docs/systems.md."""
 
 
 class OptimConfig(Section):
@@ -164,6 +164,15 @@ class RunConfig(Section):
     train: TrainConfig
     zero: ZeroConfig = ZeroConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _paths_are_not_compiled(self) -> RunConfig:
+        if self.model.attention.search is not None and self.train.compile:
+            raise ValueError(
+                "train.compile and model.attention.search: every path of a supernet would be compiled anew; set "
+                "train.compile: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _optimizer_fits_the_stage(self) -> RunConfig:

@@ -7,6 +7,7 @@ from configs.training import RunConfig
 from data_pipeline.captions import refuse_missing_captions
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.joined import open_training
+from data_pipeline.part import held_out
 
 
 def open_datasets(
@@ -14,8 +15,9 @@ def open_datasets(
 ) -> tuple[ShardIndex, ShardIndex | None]:
     """Training and validation index; ConfigError where their classes do not fit one another or the model.
 
-    Without `needs_labels` the training data may have no classes, and then nothing can be evaluated on ``data.val``;
-    with `needs_captions` it is the names of the validation data's own classes that count.
+    The latter may be a part of the former that is held out. Without `needs_labels` the training data may have no
+    classes, and then nothing can be evaluated; with `needs_captions` it is the names of the validation data's own
+    classes that count.
     """
     index = open_training(config.data)
     if needs_captions:
@@ -31,14 +33,18 @@ def open_datasets(
             f"model.num_classes is {wanted}, but the class map of {config.data.train!r} has {known} classes "
             f"({', '.join(index.classes[:5])}{' ...' if known > 5 else ''}); leave model.num_classes out"
         )
-    if config.data.val is None:
+    data = config.data
+    if data.val is None and not data.held_out:
         return index, None
     if not known:
+        key, value = ("data.held_out", data.held_out) if data.val is None else ("data.val", data.val)
         raise ConfigError(
-            f"data.train: {config.data.train!r} has no labels, so the features learned on it cannot be probed on "
-            f"data.val {config.data.val!r}: leave data.val out (data.val=null)"
+            f"data.train: {data.train!r} has no labels, so the features learned on it cannot be probed on "
+            f"{key} {value!r}: leave {key} out ({key}={'0' if data.val is None else 'null'})"
         )
-    val_index = open_index(config.data.val)
+    if data.val is None:
+        return index, held_out(index, data)
+    val_index = open_index(data.val)
     if val_index.classes != index.classes:
         raise ConfigError(
             f"data.val: the class map of {config.data.val!r} ({len(val_index.classes)} classes) is not that of "

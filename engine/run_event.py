@@ -70,7 +70,7 @@ def _datasets(
     places = [config.data.train, *(corpus.train for corpus in config.data.mixture)]
     corpora = [("training", place, member) for place, member in zip(places, members, strict=True)]
     if val_index is not None:
-        corpora.append(("validation", str(config.data.val), val_index))
+        corpora.append(("validation", config.data.evaluated, val_index))
     for context, place, corpus in corpora:
         yield {
             "context": context,

@@ -179,7 +179,7 @@ class Session:
 
         With `probe` it is features that are evaluated, with `name_classes` towers for images and texts, else logits;
         with `beside` something else of the same passes too, and before the first step as well. `follow` is told the
-        number of each step before it.
+        number of each step before it, and at evaluations.
         """
         folder = self._take_folder(total_steps=self._timetable.total_steps)
         self._progress.note(str(BatchShape.of(self.config, self.world)))

@@ -58,7 +58,7 @@ class Outcome:
 class Trainer:
     """Trains from where the checkpoints say to the end of the timetable, or until a signal stops it.
 
-    `follow` is told the number of each step (from 0) before it, for what of the objective depends on it.
+    `follow` is told the number of each step (from 0) before it, and before an evaluation, for what depends on it.
     """
 
     def __init__(
@@ -123,8 +123,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch) -> None:
         engine = self._engine
-        self._switch_attention()
-        self._follow(self._step)
+        self._be_at_step()
         micro_batches = batch.split(engine.micro_batch)
         self._watchdog.beat(self._step, "in forward")
         with self._meter.computing():
@@ -196,14 +195,15 @@ class Trainer:
 
     def _score(self, evaluator: Evaluator, *, raw: bool = False) -> Scores:
         self._watchdog.beat(self._step, "evaluating")
-        self._switch_attention()
+        self._be_at_step()
         with self._meter.paused(), self._engine.evaluation(raw=raw) as model:
             return evaluator.scores(model)
 
-    def _switch_attention(self) -> None:
+    def _be_at_step(self) -> None:
         """What is on at this step, and nothing else, decides: so a run that was interrupted computes the same."""
         if self._switches is not None:
             self._switches.follow(self._step)
+        self._follow(self._step)
 
     def _save(self) -> None:
         self._watchdog.beat(self._step, "saving")

@@ -37,7 +37,16 @@ _ORDER = (
         "cache_size",
         "max_bad_fraction",
     ),
-    *("label_fraction", "label_seed", "unlabelled", "captions", "repeats", "progressive", "eval_crop"),
+    *(
+        "label_fraction",
+        "label_seed",
+        "unlabelled",
+        "held_out",
+        "captions",
+        "repeats",
+        "progressive",
+        "eval_crop",
+    ),
     *("augment.views", "augment.passes", "augment.mixup", "augment.cutmix", "augment.mix_probability"),
     "augment.mix_switch",
 )

@@ -151,6 +151,12 @@ class FinetuneConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _no_path_is_searched(self) -> FinetuneConfig:
+        if any(model.attention.search is not None for model in (self.model, *self.students.values())):
+            raise ValueError("model.attention.search is of `mirada search`, which pretrains: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _features_are_not_compiled(self) -> FinetuneConfig:
         if self.train.compile and self.teacher is not None and "features" in self.teacher.losses:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from launch.attention_search.app import search
 from launch.doctor.app import add_commands as add_doctor
 from launch.following.app import add_commands as add_following
 from launch.programs import become_program
@@ -35,6 +36,8 @@ _PASS_THROUGH: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
 }
 _PROGRAMS = ("pretrain", "finetune")
+_PROGRAM_OF_NAME = {"pretrain": "pretrain", "finetune": "finetune", "search": "pretrain"}
+"""How names of recipes and their folders begin, and which program is for them."""
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="YAML file, yours or one below configs/.")]
 Overrides = Annotated[
@@ -259,6 +262,7 @@ def demo(
     raise typer.Exit(run_demo(out))
 
 
+app.command()(search)
 add_following(app)
 add_doctor(app)
 
@@ -312,8 +316,8 @@ def _program_of(recipe: str, given: str | None) -> str:
             raise ConfigError(f"no program {given!r}; allowed are {' and '.join(map(repr, _PROGRAMS))}")
         return given
     for part in reversed(Path(recipe).parts):
-        for program in _PROGRAMS:
-            if part.startswith(program):
+        for name, program in _PROGRAM_OF_NAME.items():
+            if part.startswith(name):
                 return program
     raise ConfigError(
         f"cannot tell which program {recipe!r} is for: say --program pretrain or --program finetune"

@@ -250,9 +250,9 @@ def _describe_input(
 
 
 def _create_from(resolved: str, reference: str, attention: AttentionConfig) -> nn.Module:
-    has_gates = attention.gates is not None
-    # timm's network has no place for gates yet.
-    args: dict[str, Any] = {"pretrained_strict": False} if has_gates else {}
+    adds_layers = bool(attention.gates) or attention.search is not None
+    # timm's network has no place for them yet.
+    args: dict[str, Any] = {"pretrained_strict": False} if adds_layers else {}
     try:
         model: nn.Module = timm.create_model(resolved, pretrained=True, **args)
     except SafetensorError as error:
@@ -267,7 +267,7 @@ def _create_from(resolved: str, reference: str, attention: AttentionConfig) -> n
         raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {first_line(error)}") from error
     own = set(model.state_dict())
     apply_attention(model, attention)
-    if has_gates:
+    if adds_layers:
         added = [name for name in model.state_dict() if name not in own]
         _load_added(model, added, Path(resolved.removeprefix("local-dir:")) / WEIGHTS_FILE)
     return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from configs.base import ConfigError
 from models.energy_maps import stage_names
 from models.map_hooks import MapHooks, pick
+from models.supernet import path_shape
 
 
 class GateMaps(MapHooks):
@@ -25,6 +26,10 @@ class GateMaps(MapHooks):
     kind = "gate"
 
     def __init__(self, model: nn.Module, gates: Sequence[int | str] = (-1,)) -> None:
+        if path_shape(model):
+            raise ConfigError(
+                "a supernet's gates are candidates, of which one is active: look at a network that its recipe trained"
+            )
         found = [(name, module) for name, module in model.named_modules() if _source(module) is not None]
         if not found:
             raise ConfigError(

@@ -17,7 +17,7 @@ from timm.models._efficientnet_blocks import SqueezeExcite
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from configs.attention import GatesConfig
+from configs.attention import GateConfig, GatesConfig, Stages
 from configs.base import ConfigError
 from models.local_response import LocalResponse
 from models.stage_attention import MapAttention, WindowAttention
@@ -38,30 +38,74 @@ _WINDOW = 7
 class _Kind:
     """How one of the gates is made."""
 
-    make: Callable[[GatesConfig, int, int], nn.Module]
+    make: Callable[[GateConfig, int, int], nn.Module]
     """Config, channels, and how many gates there are before it -> the layer."""
     options: frozenset[str] = field(default=frozenset())
     """The settings it takes."""
 
 
-def use_gates(model: nn.Module, config: GatesConfig) -> nn.Module:
-    """Puts the gates in, in place; raises ConfigError for what the network, or the gate, has no place for."""
-    kind = _KINDS[config.name]
-    mistakes = _unused_options(config, kind)
-    if not isinstance(model, ResNet):
-        mistakes.append(
-            f"model.attention.gates: {type(model).__name__} has no ResNet stages to put {config.name!r} in; use a "
-            "ResNet of timm (resnet18, resnet50d, resnext50_32x4d ...), or leave gates out"
-        )
-        raise ConfigError("\n".join(mistakes))
-    stages = range(1, 1 + len(_stages(model))) if config.stages == "all" else config.stages
-    mistakes += _missing_places(model, stages, config)
+def use_gates(model: nn.Module, groups: Sequence[GatesConfig]) -> nn.Module:
+    """Puts the gates in, in place; raises ConfigError for what the network, or a gate, has no place for."""
+    mistakes = []
+    for number, group in enumerate(groups):
+        where = "model.attention.gates" + (f".{number}" if len(groups) > 1 else "")
+        mistakes += gate_mistakes(model, group, group.stages, where=where)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
-    count = 0
-    for stage in sorted(set(stages)):
-        count += _fill_stage(model, stage, partial(kind.make, config), count)
+    for group in groups:
+        count = 0
+        for stage in stages_of(model, group.stages):
+            gates = [
+                new_gate(group, place, count + index) for index, place in enumerate(places(model, stage))
+            ]
+            put_gates(model, stage, gates)
+            count += len(gates)
     return model
+
+
+def gate_mistakes(model: nn.Module, gate: GateConfig, stages: Stages, *, where: str) -> list[str]:
+    """Why a gate cannot stand in these stages; `where` is the section that asks for it."""
+    mistakes = _unused_options(gate, where)
+    if not isinstance(model, ResNet):
+        return [
+            *mistakes,
+            f"{where}: {type(model).__name__} has no ResNet stages to put {gate.name!r} in; use a ResNet of timm "
+            "(resnet18, resnet50d, resnext50_32x4d ...), or leave it out",
+        ]
+    wanted = range(1, 1 + len(_stages(model))) if stages == "all" else stages
+    return mistakes + _missing_places(model, wanted, gate, where)
+
+
+def stages_of(model: nn.Module, stages: Stages) -> list[int]:
+    """The numbers of the stages meant, in the order of the network."""
+    return list(range(1, 1 + len(_stages(model)))) if stages == "all" else sorted(set(stages))
+
+
+def places(model: nn.Module, stage: int) -> list[int]:
+    """The channels at each place for a gate in a stage: of its blocks, or of the stem."""
+    if stage == 0:
+        features: Any = model.feature_info
+        return [int(features[0]["num_chs"])]
+    return [_out_channels(block) for block in _stages(model)[stage - 1]]
+
+
+def new_gate(config: GateConfig, channels: int, count: int) -> nn.Module:
+    """A fresh gate for `channels`; `count` of its kind stand before it."""
+    gate = _KINDS[config.name].make(config, channels, count)
+    for module in gate.modules():
+        if isinstance(module, nn.Conv2d):  # as timm's ResNets initialize the convolutions of all their gates
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return gate
+
+
+def put_gates(model: nn.Module, stage: int, gates: Sequence[nn.Module]) -> None:
+    """Gives each place of a stage its gate."""
+    network: Any = model
+    if stage == 0:
+        network.act1 = nn.Sequential(network.act1, *gates)
+        return
+    for block, gate in zip(_stages(model)[stage - 1], gates, strict=True):
+        block.se = gate
 
 
 def gate_values(model: nn.Module) -> list[nn.Module]:
@@ -71,21 +115,8 @@ def gate_values(model: nn.Module) -> list[nn.Module]:
     return [gate for gate in found if isinstance(gate, nn.Module)]
 
 
-def _stages(model: ResNet) -> list[Any]:
+def _stages(model: Any) -> list[Any]:
     return [model.layer1, model.layer2, model.layer3, model.layer4]
-
-
-def _fill_stage(model: ResNet, stage: int, make: Callable[[int, int], nn.Module], count: int) -> int:
-    """Gives each block of a stage its gate; returns how many."""
-    if stage == 0:
-        features: Any = model.feature_info
-        stem_channels = int(features[0]["num_chs"])
-        model.act1 = nn.Sequential(model.act1, _initialized(make(stem_channels, count)))
-        return 1
-    blocks = _stages(model)[stage - 1]
-    for index, block in enumerate(blocks):
-        block.se = _initialized(make(_out_channels(block), count + index))
-    return len(blocks)
 
 
 def _out_channels(block: Any) -> int:
@@ -93,21 +124,13 @@ def _out_channels(block: Any) -> int:
     return int(last.out_channels)
 
 
-def _initialized(gate: nn.Module) -> nn.Module:
-    """As timm's ResNets initialize the convolutions of all their gates."""
-    for module in gate.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return gate
-
-
-def _missing_places(model: ResNet, stages: Sequence[int], config: GatesConfig) -> list[str]:
+def _missing_places(model: ResNet, stages: Sequence[int], config: GateConfig, where: str) -> list[str]:
     layers = _stages(model)
     unknown = sorted({stage for stage in stages if stage > len(layers)})
     mistakes = []
     if unknown:
         mistakes.append(
-            f"model.attention.gates.stages: {_listed(unknown)}, but the network has stages 1 to {len(layers)} "
+            f"{where}.stages: {_listed(unknown)}, but the network has stages 1 to {len(layers)} "
             "(and 0, the stem)"
         )
     wanted = [layers[stage - 1] for stage in stages if 1 <= stage <= len(layers)]
@@ -115,18 +138,18 @@ def _missing_places(model: ResNet, stages: Sequence[int], config: GatesConfig) -
     strange = sorted({type(b).__name__ for b in blocks if not isinstance(b, BasicBlock | Bottleneck)})
     if strange:
         mistakes.append(
-            f"model.attention.gates: blocks of the kind {_listed(strange)} have no place for a gate; use a plain ResNet"
+            f"{where}: blocks of the kind {_listed(strange)} have no place for a gate; use a plain ResNet"
         )
     taken = sorted({type(block.se).__name__ for block in blocks if getattr(block, "se", None) is not None})
     if taken:
         mistakes.append(
-            f"model.attention.gates: the network has {_listed(taken)} already where {config.name!r} would stand; use "
+            f"{where}: the network has {_listed(taken)} already where {config.name!r} would stand; use "
             "the plain ResNet of the same size, or leave gates out"
         )
-    return mistakes + _bad_heads(blocks, config)
+    return mistakes + _bad_heads(blocks, config, where)
 
 
-def _bad_heads(blocks: Sequence[Any], config: GatesConfig) -> list[str]:
+def _bad_heads(blocks: Sequence[Any], config: GateConfig, where: str) -> list[str]:
     if "heads" not in _KINDS[config.name].options:
         return []
     widths = sorted({_out_channels(b) for b in blocks if isinstance(b, BasicBlock | Bottleneck)})
@@ -134,28 +157,27 @@ def _bad_heads(blocks: Sequence[Any], config: GatesConfig) -> list[str]:
     if not odd:
         return []
     return [
-        f"model.attention.gates.heads: {_num_heads(config, odd[0])} do not divide the {odd[0]} channels of a stage; "
+        f"{where}.heads: {_num_heads(config, odd[0])} do not divide the {odd[0]} channels of a stage; "
         "set heads to a divisor"
     ]
 
 
-def _unused_options(config: GatesConfig, kind: _Kind) -> list[str]:
+def _unused_options(config: GateConfig, where: str) -> list[str]:
+    kind = _KINDS[config.name]
     settings = ("reduction", "kernel_size", "heads", "window")
     given = [name for name in settings if getattr(config, name) is not None]
     mistakes = [
-        f"model.attention.gates.{name}: {config.name!r} has no such setting "
+        f"{where}.{name}: {config.name!r} has no such setting "
         f"({f'it takes {_listed(sorted(kind.options))}' if kind.options else 'it takes none'}); leave it out"
         for name in given
         if name not in kind.options
     ]
     if config.kernel_size is not None and "kernel_size" in kind.options and config.kernel_size % 2 == 0:
-        mistakes.append(
-            f"model.attention.gates.kernel_size: {config.kernel_size} has no middle; use an odd number"
-        )
+        mistakes.append(f"{where}.kernel_size: {config.kernel_size} has no middle; use an odd number")
     return mistakes
 
 
-def _num_heads(config: GatesConfig, channels: int) -> int:
+def _num_heads(config: GateConfig, channels: int) -> int:
     return config.heads or max(1, channels // _CHANNELS_PER_HEAD)
 
 
@@ -163,7 +185,7 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _of_timm(config: GatesConfig, channels: int, count: int) -> nn.Module:
+def _of_timm(config: GateConfig, channels: int, count: int) -> nn.Module:
     """A layer of timm's by its name."""
     given: dict[str, Any] = {} if config.reduction is None else {"rd_ratio": 1.0 / config.reduction}
     if config.kernel_size is not None:
@@ -172,7 +194,7 @@ def _of_timm(config: GatesConfig, channels: int, count: int) -> nn.Module:
     return gate
 
 
-def _eca(config: GatesConfig, channels: int, count: int) -> nn.Module:
+def _eca(config: GateConfig, channels: int, count: int) -> nn.Module:
     """timm computes the width from the channels, as in the paper, unless it is given no channels."""
     if config.kernel_size is None:
         return _of_timm(config, channels, count)
@@ -180,15 +202,15 @@ def _eca(config: GatesConfig, channels: int, count: int) -> nn.Module:
     return gate
 
 
-def _local_response(config: GatesConfig, channels: int, count: int) -> nn.Module:
+def _local_response(config: GateConfig, channels: int, count: int) -> nn.Module:
     return LocalResponse() if config.kernel_size is None else LocalResponse(size=config.kernel_size)
 
 
-def _map_attention(config: GatesConfig, channels: int, count: int) -> nn.Module:
+def _map_attention(config: GateConfig, channels: int, count: int) -> nn.Module:
     return MapAttention(channels, heads=_num_heads(config, channels))
 
 
-def _windows(config: GatesConfig, channels: int, count: int, *, alternate: bool) -> nn.Module:
+def _windows(config: GateConfig, channels: int, count: int, *, alternate: bool) -> nn.Module:
     heads, shifted = _num_heads(config, channels), alternate and count % 2 == 1
     return WindowAttention(channels, heads=heads, window=config.window or _WINDOW, shifted=shifted)
 

@@ -91,16 +91,22 @@ def load_weights(model: nn.Module, source: WeightSource, *, class_names: Sequenc
 
 
 def _check_same_network(config: ModelConfig, source: WeightSource) -> None:
-    architecture, gates = source.architecture, source.attention.gates
+    architecture, attention = source.architecture, source.attention
     if architecture is not None and get_arch_name(architecture) != get_arch_name(config.name):
         raise ConfigError(
             f"model.name is {config.name!r}, but checkpoint {source.reference!r} holds a {architecture!r}: "
             f"set model.name to what the checkpoint holds"
         )
-    if gates is not None and gates != config.attention.gates:
+    if attention.search is not None:
+        raise ConfigError(
+            f"checkpoint {source.reference!r} is a supernet, whose weights many networks share: pretrain the recipe "
+            "that `mirada search` found with it, and start from that"
+        )
+    if attention.gates and attention.gates != config.attention.gates:
+        trained = attention.model_dump(mode="json", include={"gates"}, exclude_defaults=True)["gates"]
         raise ConfigError(
             f"checkpoint {source.reference!r} has gates: set model.attention.gates to what it was trained with, "
-            f"{gates.model_dump(mode='json', exclude_defaults=True)}"
+            f"{trained}"
         )
 
 

@@ -13,6 +13,7 @@ from models.dynamic import use_dynamic
 from models.gates import use_gates
 from models.progressive import use_progressive
 from models.regularizers import check_penalties
+from models.supernet import use_supernet
 from models.two_stage import use_two_stage
 
 
@@ -34,14 +35,12 @@ def apply_attention(model: nn.Module, config: AttentionConfig) -> nn.Module:
 
 def _steps(config: AttentionConfig) -> Iterator[Callable[[nn.Module], object]]:
     """What adds layers comes before what changes how they are computed, and both before what watches them."""
-    gates, two_stage, dynamic, progressive = (
-        config.gates,
-        config.two_stage,
-        config.dynamic,
-        config.progressive,
-    )
-    if gates is not None:
+    gates, search, two_stage = config.gates, config.search, config.two_stage
+    dynamic, progressive = config.dynamic, config.progressive
+    if gates:
         yield lambda model: use_gates(model, gates)
+    if search is not None:
+        yield lambda model: use_supernet(model, search)
     yield lambda model: use_attend(model, config.kernel)
     if two_stage is not None:
         yield lambda model: use_two_stage(model, two_stage, kernel=config.kernel)

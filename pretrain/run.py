@@ -12,6 +12,7 @@ from engine.session import open_session
 from engine.sharding.zero import build_engine
 from engine.world import ALONE, World
 from models.build import build_model
+from models.supernet import PathSwitch
 from pretrain.config import MaeConfig, PretrainConfig, SiglipConfig, SimMimConfig
 from pretrain.contrastive import build_siglip, naming_of
 from pretrain.dry_forward import dry_forward
@@ -28,8 +29,13 @@ def run(command: Command) -> int:
         model, objective = build_task(config, num_classes=len(session.index.classes), world=session.world)
         session.examine(model, forward=dry_forward(objective))
         engine = build_engine(model, config, session.world)
+        paths = PathSwitch(engine.module, seed=config.train.seed)
         trainer = session.trainer(
-            engine, objective, probe=probe_of(config), name_classes=naming_of(config.objective)
+            engine,
+            objective,
+            probe=probe_of(config),
+            name_classes=naming_of(config.objective),
+            follow=paths.follow,
         )
         return session.close(engine, trainer.fit(session.stop))
 

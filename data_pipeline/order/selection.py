@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from configs.data import DataConfig
 from data_pipeline.index import ShardIndex
+from data_pipeline.part import is_held_out
 from data_pipeline.randomness import hash_words, to_unit
 from data_pipeline.scan import NO_LABEL
 
@@ -17,7 +18,7 @@ _MOST_SHARDS = 1024
 
 
 class Selection:
-    """All samples, or with ``data.unlabelled: drop`` those whose label may be used, under their own ids.
+    """All samples that are not held out, with ``data.unlabelled: drop`` those of a usable label, under their own ids.
 
     Nothing is kept per sample, but for the shards of the moment: a corpus may have billions.
     """
@@ -26,7 +27,8 @@ class Selection:
         self._index = index
         self._data = data
         self._chosen: OrderedDict[int, Ints] = OrderedDict()
-        self._selects_all = data.unlabelled == "keep"
+        self._keeps_unlabelled = data.unlabelled == "keep"
+        self._selects_all = self._keeps_unlabelled and not data.held_out
         self.lengths: Ints = index.lengths if self._selects_all else self._count()
         """Selected samples per shard."""
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -51,7 +53,10 @@ class Selection:
     def _choose(self, shard: int) -> Ints:
         first, stop = int(self._index.starts[shard]), int(self._index.starts[shard + 1])
         ids = np.arange(first, stop)
-        chosen: Ints = ids[label_is_usable(self._data, ids) & (self._index.rows(shard)["label"] != NO_LABEL)]
+        is_chosen = ~is_held_out(self._data, ids)
+        if not self._keeps_unlabelled:
+            is_chosen &= label_is_usable(self._data, ids) & (self._index.rows(shard)["label"] != NO_LABEL)
+        chosen: Ints = ids[is_chosen]
         return chosen
 
     def _count(self) -> Ints:

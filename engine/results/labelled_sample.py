@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,13 +9,14 @@ from configs.base import ConfigError
 from configs.data import DataConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.order.selection import label_is_usable
+from data_pipeline.part import Part, is_held_out
 from data_pipeline.randomness import hash_words
 from data_pipeline.scan import NO_LABEL
 
 Ints = NDArray[np.int64]
 
 
-class LabelledSample(ShardIndex):
+class LabelledSample(Part):
     """At most `size` images whose label may be used, the same for every run, in the order of the index."""
 
     def __init__(self, index: ShardIndex, data: DataConfig, *, size: int) -> None:
@@ -27,21 +26,7 @@ class LabelledSample(ShardIndex):
                 f"data.train: no image of {index.name!r} has a label that may be used, so features cannot be probed on "
                 "data.val: leave data.val out (data.val=null), or raise data.label_fraction"
             )
-        self._rows = [index.rows(shard)[rows] for shard, rows in enumerate(chosen)]
-        super().__init__(
-            folder=index.folder,
-            name=index.name,
-            split=index.split,
-            classes=index.classes,
-            shards=tuple(
-                replace(shard, num_samples=len(rows))
-                for shard, rows in zip(index.shards, chosen, strict=True)
-            ),
-        )
-
-    def rows(self, shard: int) -> NDArray[np.void]:
-        """SAMPLE rows of the chosen images of a shard."""
-        return self._rows[shard]
+        super().__init__(index, chosen)
 
 
 def _choose(index: ShardIndex, data: DataConfig, size: int) -> list[Ints]:
@@ -49,7 +34,8 @@ def _choose(index: ShardIndex, data: DataConfig, size: int) -> list[Ints]:
     usable, keys = [], []
     for shard in range(len(index.shards)):
         ids = np.arange(int(index.starts[shard]), int(index.starts[shard + 1]))
-        rows = np.flatnonzero(label_is_usable(data, ids) & (index.rows(shard)["label"] != NO_LABEL))
+        is_usable = label_is_usable(data, ids) & ~is_held_out(data, ids)
+        rows = np.flatnonzero(is_usable & (index.rows(shard)["label"] != NO_LABEL))
         usable.append(rows)
         keys.append(hash_words("probe", ids[rows]))
     together = np.concatenate(keys)

@@ -114,7 +114,7 @@ def _sign(config_path: Path, run_id: str, attention: AttentionConfig) -> None:
     """Adds a key of ours, which timm leaves alone: the run, and what of its attention is not timm's."""
     content = json.loads(config_path.read_text())
     # A kernel is how things are computed and stays behind, but for the one that computes something else.
-    kept = {"gates", "two_stage", "dynamic", *(["kernel"] if attention.kernel == "float8" else [])}
+    kept = {"gates", "search", "two_stage", "dynamic", *(["kernel"] if attention.kernel == "float8" else [])}
     lasting = attention.model_dump(mode="json", include=kept, exclude_defaults=True)
     ours = {"run_id": run_id, **({"attention": lasting} if lasting else {})}
     config_path.write_text(json.dumps({**content, SIGNATURE: ours}, indent=2) + "\n")
@@ -155,7 +155,7 @@ def _model_card(
             (companion.name, f"`{companion.name}.safetensors`: the tower that reads, and the projections")
         )
     if scores is not None:
-        rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.val}`"))
+        rows.append(("validation", f"{scores} on {scores.num_images} images of `{data.evaluated}`"))
     task = "image-classification" if classes else "image-feature-extraction"
     table = "\n".join(f"| {name} | {text} |" for name, text in rows)
     return (
@@ -175,7 +175,8 @@ def _list_classes(classes: Sequence[str]) -> str:
 
 def _loading(folder: str, model: ModelConfig) -> str:
     architecture, attention = model.name, model.attention
-    if any(part is not None for part in (attention.gates, attention.two_stage, attention.dynamic)):
+    lasting = (attention.search, attention.two_stage, attention.dynamic)
+    if attention.gates or any(part is not None for part in lasting):
         return _LOAD_OURS.format(folder=folder)
     ours = own_module(architecture)
     registration = (

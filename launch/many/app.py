@@ -84,7 +84,7 @@ def pipeline(
     elif chain.cluster.kind != "slurm":
         raise typer.Exit(run_pipeline_here(chain, again=_again()))
     else:
-        _tell(submit_pipeline(chain), chain.out)
+        tell(submit_pipeline(chain), chain.out)
 
 
 def _launcher(name: str) -> Callable[..., None]:
@@ -114,7 +114,7 @@ def _launcher(name: str) -> Callable[..., None]:
         elif program.cluster.kind != "slurm":
             raise typer.Exit(run_program_here(program, again=_again()))
         else:
-            _tell({name: submit_program(program).job_ids[0]}, program.out)
+            tell({name: submit_program(program).job_ids[0]}, program.out)
 
     return launch
 
@@ -130,7 +130,7 @@ def _grid(plan: Plan, *, max_parallel: int | None, dry_run: bool) -> None:
     else:
         job_ids = submit_sweep(plan, points, max_parallel=max_parallel)
         labels = [point.label for point in points if not point.is_done]
-        _tell(dict(zip(labels, job_ids, strict=True)), plan.out)
+        tell(dict(zip(labels, job_ids, strict=True)), plan.out)
 
 
 def _search(plan: Plan, *, max_parallel: int | None, dry_run: bool) -> None:
@@ -143,10 +143,10 @@ def _search(plan: Plan, *, max_parallel: int | None, dry_run: bool) -> None:
         raise typer.Exit(run_search_here(plan, checked, again=_again()))
     else:
         job_ids = submit_search(plan, checked, max_parallel=max_parallel)
-        _tell({f"worker {number}": job_id for number, job_id in enumerate(job_ids)}, plan.out)
+        tell({f"worker {number}": job_id for number, job_id in enumerate(job_ids)}, plan.out)
 
 
-def _tell(job_ids: Mapping[str, str], out: Path) -> None:
+def tell(job_ids: Mapping[str, str], out: Path) -> None:
     """What was submitted, and how to follow it."""
     for label, job_id in job_ids.items():
         typer.echo(f"job {job_id:<12}{label}")

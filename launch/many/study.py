@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ _JOURNAL = "study.log"
 _TABLE = "trials.json"
 _WORKER = "worker"
 _SEED_STEP = 1_000_003
+_REFUSED = "refused"
+_MOST_DRAWS = 16
+"""So often the sampler may draw what is no member of the space, or was drawn before, until one is taken for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +48,18 @@ class Trial:
 
 
 class Study:
-    """Gives each worker its next trial, and hears how it goes; any number of processes may do so at once."""
+    """Gives each worker its next trial, and hears how it goes; any number of processes may do so at once.
 
-    def __init__(self, out: Path, config: SearchConfig) -> None:
+    With `members`, settings of which are all that may be tried, each of them is a trial at most once.
+    """
+
+    def __init__(
+        self, out: Path, config: SearchConfig, *, members: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._out = out
         self._config = config
+        self._members = None if members is None else {_key(settings): settings for settings in members}
         turn = out / f"{_JOURNAL}.turn"
         turn.touch()  # the lock is a link to it, whose age tells one that a killed process has left
         self._lock = JournalFileSymlinkLock(str(turn))
@@ -68,19 +78,21 @@ class Study:
         What is drawn depends on the seed, the number of the trial and the values known then, not on who asks.
         """
         with self._turn():
-            trials = self._study.get_trials(deepcopy=False)
-            for trial in trials:
+            for trial in self._taken():
                 is_ours = trial.user_attrs.get(_WORKER, 0) % self._config.workers == worker
-                if trial.state == TrialState.RUNNING and is_ours:
+                if trial.state == TrialState.RUNNING and is_ours and self._is_member(trial):
                     return _trial(trial)
-            if len(trials) >= self._config.trials:
+            given_out = self._given_out()
+            if len(given_out) >= self._num_trials():
                 return None
-            self._study.sampler = _sampler(self._config, seed=self._config.seed + _SEED_STEP * len(trials))
-            asked = self._study.ask()
-            asked.set_user_attr(_WORKER, worker)
-            for key, space in self._config.space.items():
-                _draw(asked, key, space)
-            return _trial(self._study.get_trials(deepcopy=False)[asked.number])
+            for _ in range(_MOST_DRAWS if self._members is not None else 1):
+                drawn = self._draw(worker)
+                refusal = self._refusal(drawn, given_out)
+                if refusal is None:
+                    return _trial(drawn)
+                self._refuse(drawn, refusal)
+            self._study.enqueue_trial(self._untried(given_out))
+            return _trial(self._draw(worker))
 
     def report(self, trial: Trial, points: list[tuple[int, float]]) -> bool:
         """Takes in values by step; True when going on would be in vain. Steps that come again change nothing."""
@@ -109,12 +121,63 @@ class Study:
 
     def best(self) -> Trial | None:
         """The best of those that ran to their end."""
-        ended = [t for t in self._study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
-        return _trial(self._study.best_trial) if ended else None
+        ended = [t for t in self._taken() if t.state == TrialState.COMPLETE and self._is_member(t)]
+        if not ended:
+            return None
+        sign = 1.0 if self._config.direction == "maximize" else -1.0
+        return _trial(max(ended, key=lambda trial: (sign * (trial.value or 0.0), -trial.number)))
 
     def rows(self) -> list[dict[str, Any]]:
         """Every trial in order: what was drawn, how it stands, what it is worth, the last step that is known."""
-        return [_row(trial) for trial in self._study.get_trials(deepcopy=False)]
+        return [_row(trial) for trial in self._taken()]
+
+    def _draw(self, worker: int) -> FrozenTrial:
+        number = len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = _sampler(self._config, seed=self._config.seed + _SEED_STEP * number)
+        asked = self._study.ask()
+        asked.set_user_attr(_WORKER, worker)
+        for key, space in self._config.space.items():
+            _draw(asked, key, space)
+        return self._study.get_trials(deepcopy=False)[asked.number]
+
+    def _refusal(self, drawn: FrozenTrial, given_out: Mapping[str, int]) -> str | None:
+        """Why it is no trial; None for those that are."""
+        if self._members is None:
+            return None
+        if not self._is_member(drawn):
+            return "not a member of the space"
+        twin = given_out.get(_key(_settings(drawn)), drawn.number)
+        return None if twin == drawn.number else f"the same as trial {twin}"
+
+    def _refuse(self, drawn: FrozenTrial, reason: str) -> None:
+        """The sampler learns to keep away from what is no member; of what was drawn twice it learns nothing."""
+        optuna.Trial(self._study, drawn._trial_id).set_user_attr(_REFUSED, reason)
+        state = TrialState.FAIL if self._is_member(drawn) else TrialState.PRUNED
+        self._study.tell(drawn.number, state=state)
+
+    def _untried(self, given_out: Mapping[str, int]) -> dict[str, Any]:
+        """A member that was not given out yet, drawn evenly."""
+        left = [settings for key, settings in (self._members or {}).items() if key not in given_out]
+        chosen = random.Random(f"{self._config.seed} {len(given_out)}").choice(left)
+        return {key: json.dumps(value) for key, value in chosen.items()}
+
+    def _num_trials(self) -> int:
+        most = self._config.trials
+        return most if self._members is None else min(most, len(self._members))
+
+    def _given_out(self) -> dict[str, int]:
+        """Numbers of the trials there are, by their settings where each may be tried once."""
+        trials = [trial for trial in self._taken() if self._is_member(trial)]
+        if self._members is None:
+            return {str(trial.number): trial.number for trial in trials}
+        return {_key(_settings(trial)): trial.number for trial in trials}
+
+    def _is_member(self, trial: FrozenTrial) -> bool:
+        return self._members is None or _key(_settings(trial)) in self._members
+
+    def _taken(self) -> list[FrozenTrial]:
+        """All trials that were not refused."""
+        return [trial for trial in self._study.get_trials(deepcopy=False) if _REFUSED not in trial.user_attrs]
 
     def _tell(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
         self._study.tell(trial.number, value, state=state)
@@ -174,6 +237,11 @@ def _settings(trial: FrozenTrial) -> dict[str, Any]:
     return {
         key: json.loads(value) if isinstance(value, str) else value for key, value in trial.params.items()
     }
+
+
+def _key(settings: Mapping[str, Any]) -> str:
+    """The same for the same settings."""
+    return json.dumps(dict(settings), sort_keys=True)
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:

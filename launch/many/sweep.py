@@ -108,7 +108,13 @@ def submit_sweep(plan: Plan, points: Sequence[Point], *, max_parallel: int | Non
 
 
 def submit_members(
-    plan: Plan, members: Sequence[Member], snapshot: Snapshot, *, program: str, max_parallel: int | None
+    plan: Plan,
+    members: Sequence[Member],
+    snapshot: Snapshot,
+    *,
+    program: str,
+    max_parallel: int | None,
+    dependency: str | None = None,
 ) -> list[str]:
     """Submits the members as one array, each with a record of its own; where SLURM refuses, records are as before."""
     former = {member.run_folder: read_submission(member.run_folder) for member in members}
@@ -120,6 +126,7 @@ def submit_members(
             launch_folder(plan.out),
             snapshot=snapshot.path,
             name=plan.name,
+            dependency=dependency,
             max_parallel=max_parallel,
         )
     except ConfigError:

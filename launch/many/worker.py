@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         worker=given.worker,
     )
     words = Words.of(given.out / "workers" / str(given.worker) / "words", os.environ)
-    received = _take_signals()
+    received = take_signals()
     if words.rank > 0:
         return _follow(work, words)
     code = _lead(work, Study(given.out, config.search), words, received)
@@ -202,7 +202,7 @@ class _Watch:
                 os.kill(os.getpid(), PRUNE_SIGNAL)  # run_together passes it on
 
 
-def _take_signals() -> list[int]:
+def take_signals() -> list[int]:
     """Collects what arrives between two trials; during one it is the program that gets it."""
     received: list[int] = []
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launch.attention_search.app import launch_search
 from launch.many.app import add_commands as add_many
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def finetune(
 
 
 add_many(launch_app)
+launch_app.command("search")(launch_search)
 
 
 def _launch(

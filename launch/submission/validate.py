@@ -95,7 +95,7 @@ def _length_mistakes(config: RunConfig) -> Iterator[str]:
         epoch = count_samples(config.data.train) // train.global_batch
     except ConfigError:
         return
-    if epoch == 0 or config.data.mixture or config.data.unlabelled == "drop":
+    if epoch == 0 or config.data.mixture or config.data.held_out or config.data.unlabelled == "drop":
         return
     total = train.duration.steps(steps_per_epoch=epoch, global_batch=train.global_batch)
     if total < 1:

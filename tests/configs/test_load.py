@@ -129,9 +129,10 @@ def test_finetuning_needs_some_loss(recipe: Path) -> None:
 
 
 def test_every_shipped_recipe_is_valid_and_starts_with_its_command() -> None:
-    for program, schema in (("pretrain", PretrainConfig), ("finetune", FinetuneConfig)):
+    schemas = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "search": PretrainConfig}
+    for program, schema in schemas.items():
         recipes = [*(packaged_root() / "configs" / program).glob("*.yaml")]
-        recipes += (packaged_root() / "configs" / "smoke").glob(f"{program}_*.yaml")
+        recipes += (packaged_root() / "configs" / "smoke").glob(f"{program}*.yaml")
         assert recipes
         for path in recipes:
             load_config(schema, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from engine.penalized import Penalized
 from engine.sharding.zero import build_engine
 from engine.world import World, close_world, init_world
 from models.progressive import AttentionSwitches, switched_layers
+from models.supernet import PathSwitch
 from tests.support.systems import ACTIVATION, SYSTEMS, build_system, system_config
 from tests.support.tiny_run import MemoryLoader, Supervised, tiny_config
 
@@ -35,20 +37,21 @@ def objective_of(name: str, network: nn.Module) -> Objective:
     return Penalized(Supervised(), network, penalties) if penalties else Supervised()
 
 
-def switches_of(network: nn.Module) -> AttentionSwitches | None:
-    """What switches attention on, where there is something to switch."""
-    return AttentionSwitches(network, ACTIVATION) if switched_layers(network) else None
+def follow_of(network: nn.Module) -> Callable[[int], None]:
+    """What makes the layers of a step the active ones, where there is something to switch."""
+    if switched_layers(network):
+        return AttentionSwitches(network, ACTIVATION).follow
+    return PathSwitch(network, seed=0).follow
 
 
 def train(name: str, stage: int, world: World) -> list[float]:
     """Loss of the global batch at every step."""
     engine = build_engine(build_system(name), config_at(stage, world), world)
     loader, objective = MemoryLoader(world), objective_of(name, engine.module)
-    switches = switches_of(engine.module)
+    follow = follow_of(engine.module)
     losses = []
     for step in range(NUM_STEPS):
-        if switches is not None:
-            switches.follow(step)
+        follow(step)
         loss = objective(engine.model, loader.batch(step)).total
         engine.accumulate(loss, last=True)
         engine.step(step, learning_rate=LEARNING_RATE)

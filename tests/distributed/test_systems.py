@@ -14,8 +14,8 @@ from tests.distributed.systems_program import (
     LEARNING_RATE,
     NUM_STEPS,
     STAGES,
+    follow_of,
     objective_of,
-    switches_of,
 )
 from tests.support.run_distributed import run_ranks
 from tests.support.systems import SYSTEMS, build_system
@@ -52,12 +52,11 @@ def plain_losses(name: str) -> list[float]:
         MemoryLoader(World(rank=rank, size=WORLD_SIZE, local_rank=0, device=torch.device("cpu")))
         for rank in range(WORLD_SIZE)
     ]
-    objective, switches = objective_of(name, model), switches_of(model)
+    objective, follow = objective_of(name, model), follow_of(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     losses = []
     for step in range(NUM_STEPS):
-        if switches is not None:
-            switches.follow(step)
+        follow(step)
         for parameter in model.parameters():  # what is off has the gradient zero
             parameter.grad = torch.zeros_like(parameter)
         total = torch.zeros(())

@@ -91,3 +91,16 @@ def test_validation_data_without_classes_have_no_names_to_be_told_by(
     config = captioned(tmp_path / "texts", f"data.val={unlabelled}")
     with pytest.raises(ConfigError, match=r"cannot be told by the names of classes: leave data\.val out"):
         open_datasets(config, needs_labels=False, needs_captions=True)
+
+
+def test_without_validation_data_a_run_is_evaluated_on_what_it_holds_out(unlabelled: Path) -> None:
+    config = recipe("data.val=null", "data.held_out=0.1")
+    index, val_index = open_datasets(config, needs_labels=False)
+    assert val_index is not None and 500 < val_index.num_samples < 700 and val_index.classes == index.classes
+    assert LabelledSample(index, config.data, size=100_000).num_samples == 6000 - val_index.num_samples
+    with pytest.raises(
+        ConfigError, match=r"cannot be probed on data\.held_out 0\.1: leave data\.held_out out"
+    ):
+        open_datasets(
+            recipe(f"data.train={unlabelled}", "data.val=null", "data.held_out=0.1"), needs_labels=False
+        )

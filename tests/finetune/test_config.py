@@ -30,6 +30,10 @@ def load(*overrides: str) -> FinetuneConfig:
             ("teacher.attention.student_stages=matched", "teacher.attention.student_map=gate"),
             "student_map gate counts gates: list the gates",
         ),
+        (
+            ("model.attention.search={choices: [none, {name: se}]}",),
+            "model.attention.search is of `mirada search`, which pretrains: leave it out",
+        ),
         (("teacher.logits.loss=crd",), "'crd' is not allowed"),
         (("teacher.logits.weight=0", "teacher.attention=null", "task_weight=0"), "every loss has weight 0"),
         (

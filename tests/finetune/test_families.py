@@ -43,7 +43,7 @@ def test_a_student_of_this_family_learns_from_a_teacher(
     name: str, args: dict[str, Any], gate: str | None
 ) -> None:
     torch.manual_seed(0)
-    attention = ModelAttention() if gate is None else ModelAttention(gates=GatesConfig(name=gate))
+    attention = ModelAttention() if gate is None else ModelAttention(gates=(GatesConfig(name=gate),))
     config = ModelConfig(name=name, args=args, attention=attention)
     student = build_model(config, num_classes=4, in_chans=1, image_size=28)
     batch = make_batch(4)

@@ -96,7 +96,7 @@ def test_gates_of_a_release_are_put_in_again(tmp_path: Path) -> None:
     ours = '"mirada": {"attention": {"gates": {"name": "se", "stages": [1]}}}, "architecture"'
     (tmp_path / "config.json").write_text(content.replace('"architecture"', ours, 1))
     found, _ = follow_checkpoint(config(reference))
-    assert found.model.attention == AttentionConfig(gates=GatesConfig(name="se", stages=(1,)))
+    assert found.model.attention == AttentionConfig(gates=(GatesConfig(name="se", stages=(1,)),))
 
 
 def test_without_a_checkpoint_nothing_changes() -> None:

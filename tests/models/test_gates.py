@@ -33,7 +33,7 @@ def gated(name: str, *, stages: Any = "all", architecture: str = "resnet18", **s
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(architecture, num_classes=5, channels=SMALL["channels"])
     config = GatesConfig.model_validate({"name": name, "stages": stages, **settings})
-    return awake(use_gates(model, config)).eval()
+    return awake(use_gates(model, [config])).eval()
 
 
 def awake(model: nn.Module) -> nn.Module:
@@ -67,7 +67,7 @@ def test_the_operations_of_every_gate_can_be_counted(name: str) -> None:
 
 
 def test_weights_of_seresnet18_load_as_they_are() -> None:
-    model = use_gates(timm.create_model("resnet18"), GatesConfig(name="se"))
+    model = use_gates(timm.create_model("resnet18"), [GatesConfig(name="se")])
     model.load_state_dict(timm.create_model("seresnet18").state_dict())
 
 
@@ -102,7 +102,7 @@ def test_squeeze_and_excitation_is_the_formula_of_the_paper(reduction: int) -> N
 @pytest.mark.parametrize("channels", [16, 48, 64, 256])
 def test_efficient_channel_attention_is_the_formula_of_the_paper(channels: int) -> None:
     torch.manual_seed(0)
-    model = use_gates(timm.create_model("resnet18", channels=[channels] * 4), GatesConfig(name="eca"))
+    model = use_gates(timm.create_model("resnet18", channels=[channels] * 4), [GatesConfig(name="eca")])
     gate: Any = model.layer1[0].se
     # Wang et al. 2020, equation 12: the odd number next to |log2(C) / 2 + 1 / 2|.
     wanted = int(abs(math.log2(channels) / 2 + 0.5))
@@ -144,7 +144,7 @@ def test_a_gate_belongs_to_the_layer_in_which_it_stands() -> None:
 
 
 def test_bottlenecks_have_their_gate_behind_the_last_convolution() -> None:
-    model = use_gates(timm.create_model("resnet26", num_classes=5), GatesConfig(name="se", stages=(3,)))
+    model = use_gates(timm.create_model("resnet26", num_classes=5), [GatesConfig(name="se", stages=(3,))])
     timms = timm.create_model("resnet26", num_classes=5, block_args={"attn_layer": "se"})
     wanted = {name: tensor.shape for name, tensor in timms.state_dict().items() if "layer3.0.se" in name}
     found = {name: tensor.shape for name, tensor in model.state_dict().items() if ".se." in name}
@@ -179,7 +179,7 @@ def test_bottlenecks_have_their_gate_behind_the_last_convolution() -> None:
 )
 def test_what_has_no_place_is_an_error(architecture: str, settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        use_gates(timm.create_model(architecture), GatesConfig.model_validate(settings))
+        use_gates(timm.create_model(architecture), [GatesConfig.model_validate(settings)])
 
 
 def gated_config(**changes: Any) -> ModelConfig:

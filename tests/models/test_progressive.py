@@ -37,7 +37,7 @@ def small_cnn() -> nn.Module:
     model = built(
         "resnet18", num_classes=5, channels=[8, 8, 16, 16], layers=[1, 1, 1, 1], zero_init_last=False
     )
-    return use_gates(model, GatesConfig(name="cbam"))
+    return use_gates(model, [GatesConfig(name="cbam")])
 
 
 def built(name: str, **args: Any) -> nn.Module:

@@ -44,7 +44,7 @@ def small_cnn(gate: str = "se") -> nn.Module:
     torch.manual_seed(0)
     args = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1], "zero_init_last": False}
     return use_gates(
-        timm.create_model("resnet18", num_classes=5, **args), GatesConfig.model_validate({"name": gate})
+        timm.create_model("resnet18", num_classes=5, **args), [GatesConfig.model_validate({"name": gate})]
     )
 
 

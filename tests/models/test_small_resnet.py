@@ -16,7 +16,7 @@ from models.release import save_for_timm
 
 
 def build(side: int = 28, gate: str | None = None, **args: object) -> torch.nn.Module:
-    attention = AttentionConfig() if gate is None else AttentionConfig(gates=GatesConfig(name=gate))
+    attention = AttentionConfig() if gate is None else AttentionConfig(gates=(GatesConfig(name=gate),))
     config = ModelConfig(name="small_resnet", args=args, attention=attention)
     torch.manual_seed(0)
     return build_model(config, num_classes=10, in_chans=1, image_size=side).eval()

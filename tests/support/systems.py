@@ -34,6 +34,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         **_RESNET,
         "attention": {"gates": {"name": "shifted_window", "stages": [1], "window": 2}},
     },
+    "searched gates": {
+        **_RESNET,
+        "attention": {"search": {"choices": ["none", {"name": "se", "reduction": 4}, {"name": "cbam"}]}},
+    },
     "efficientnet": {"name": "test_efficientnet", "args": {}},
     "vit": _VIT,
     "swin": _SWIN,

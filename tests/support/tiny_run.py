@@ -201,6 +201,7 @@ def tiny_trainer(
     stop: StopSignal,
     lifeline: Lifeline,
     quiet: bool = True,
+    follow: Callable[[int], None] = lambda step: None,
 ) -> Trainer:
     """A trainer over everything tiny, in a real run folder."""
     folder = open_run_folder(out, config, world)
@@ -224,6 +225,7 @@ def tiny_trainer(
             world=world,
             scores_raw=config.train.evaluate_raw,
         ),
+        follow=follow,
     )
 
 

@@ -30,6 +30,13 @@ pytestmark = [
 TEACHER, STUDENT = "configs/smoke/pretrain_vit.yaml", "configs/smoke/finetune_student.yaml"
 TINY = {"train.log_every": 1, "data.val": None, "tracking.uri": "off", "train.checkpoint_every": "1 epoch"}
 FEW = {**TINY, "train.duration": "2 steps", "schedule.warmup": "0 steps"}
+PATHS = "configs/smoke/search.yaml"
+NO_LONGER = (
+    "train.duration=4 steps",
+    "train.evaluate_every=4 steps",
+    "data.held_out=0.05",
+    "tracking.uri=off",
+)
 LIMIT_S = 240.0
 
 
@@ -82,6 +89,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         place.submit("pipeline", "chain", stages=chain())
         place.submit("sweep", "seeds", program="pretrain", recipe=TEACHER, **seeds())
         place.submit("sweep", "rates", "tasks_per_node=2", program="pretrain", recipe=TEACHER, **rates())
+        done = place.launch(
+            "search", PATHS, *NO_LONGER, "--workers", "2", "--trials", "3", "--out", "runs/paths",
+            "--cluster", "cluster.yaml",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
         yield place
 
 
@@ -205,6 +217,26 @@ def test_a_search_stops_the_trial_that_is_worse_at_the_same_step(place: Place) -
     assert kinds["0001"][-1] == "stopped" and "release" not in kinds["0001"]
     losses = [e for e in read_events(out / "trials" / "0000" / "events.jsonl") if e["kind"] == "metrics"]
     assert good["value"] == pytest.approx(losses[-1]["values"]["train/loss"])
+
+
+def test_the_networks_of_a_supernet_are_scored_by_an_array_that_waits_for_it(place: Place) -> None:
+    job_ids = place.wait("paths")
+    assert [job_id.partition("_")[2] for job_id in job_ids] == ["0", "1"]
+    out = place.folder / "runs" / "paths"
+    rows = json.loads((out / "trials.json").read_text())
+    assert [row["state"] for row in rows] == ["complete"] * 3
+    assert len({json.dumps(row["settings"]) for row in rows}) == 3
+    best = yaml.safe_load((out / "best.yaml").read_text())
+    assert "search" not in best["model"].get("attention", {})
+    again = place.launch(
+        "search", PATHS, *NO_LONGER, "--workers", "2", "--out", "runs/paths", "--cluster", "cluster.yaml", "--dry-run"
+    )  # fmt: skip
+    assert "the supernet in" in again.stdout and "is trained already" in again.stdout
+    other = place.launch(
+        "search", PATHS, *NO_LONGER, "--out", "other", "--cluster", "cluster.yaml", "--dry-run"
+    )
+    assert "#SBATCH --dependency=afterok:supernet\n" in other.stdout
+    assert not (place.folder / "other").exists()
 
 
 def test_a_stage_that_slurm_refuses_leaves_none_in_the_queue(place: Place) -> None:

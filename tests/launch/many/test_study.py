@@ -128,6 +128,41 @@ def test_best_follows_the_direction(tmp_path: Path, direction: str) -> None:
     assert best is not None and best.number == (1 if direction == "maximize" else 0)
 
 
+FOUR = {"a": [None, {"name": "se"}], "b": [1, 2, 3]}
+MEMBERS = [{"a": a, "b": b} for a in FOUR["a"] for b in FOUR["b"] if b != 2]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_of_a_space_with_members_each_is_a_trial_once_and_nothing_else_is(
+    tmp_path: Path, sampler: str
+) -> None:
+    wanted = SearchConfig.model_validate({"space": FOUR, "trials": 20, "prune": None, "sampler": sampler})
+    study, drawn = Study(tmp_path, wanted, members=MEMBERS), []
+    while (trial := study.next(0)) is not None:
+        drawn.append(dict(trial.settings))
+        study.complete(trial, float(trial.settings["b"]) + (trial.settings["a"] is None))
+    assert len(drawn) == 4 and all(settings in drawn for settings in MEMBERS)
+    assert [row["settings"] for row in study.rows()] == drawn
+    best = study.best()
+    assert best is not None and best.settings == {"a": None, "b": 3}  # as trying all of them says
+    narrower = Study(tmp_path, wanted, members=[member for member in MEMBERS if member["b"] == 1])
+    assert narrower.next(0) is None  # what was tried for wider limits counts
+    best = narrower.best()
+    assert best is not None and best.settings == {"a": None, "b": 1}
+
+
+def test_members_that_are_hard_to_draw_are_found(tmp_path: Path) -> None:
+    space = {f"stage {stage}": [1, 2, 3, 4, 5, 6] for stage in range(4)}
+    members = [dict.fromkeys(space, 6), {**dict.fromkeys(space, 6), "stage 0": 5}]
+    study = Study(
+        tmp_path, SearchConfig.model_validate({"space": space, "trials": 2, "prune": None}), members=members
+    )
+    first = taken(study)
+    study.complete(first, 1.0)
+    second = taken(study)
+    assert first.settings != second.settings and all(t.settings in members for t in (first, second))
+
+
 def test_a_metric_is_read_on_from_where_the_last_look_ended(tmp_path: Path) -> None:
     tail = MetricTail(tmp_path, "val/top1")
     assert tail.read() == []
