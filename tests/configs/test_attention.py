@@ -27,7 +27,10 @@ def test_without_a_word_about_attention_nothing_but_the_kernel_is_chosen() -> No
             ["model.attention.gates.name=sse"],
             r"model.attention.gates.name: 'sse' is not allowed: input should be 'lrn', 'se', .*'shifted_window'",
         ),
-        (["model.attention.kernel=flsh"], r"kernel: 'flsh' is not allowed: input should be 'auto', 'tuned', 'flash'"),
+        (
+            ["model.attention.kernel=flsh"],
+            r"kernel: 'flsh' is not allowed: input should be 'auto', 'tuned', 'flash'",
+        ),
         (
             ["model.attention.gates={name: se, stages: [-1]}"],
             r"stages.* input should be greater than or equal to 0",
@@ -93,4 +96,4 @@ def test_each_systems_recipe_stands_with_its_command_and_result(path: Path) -> N
 def test_there_is_a_recipe_for_every_system() -> None:
     names = {path.stem for path in SYSTEMS}
     assert names >= {"lrn", "resnet", "se", "cbam", "eca", "efficientnet_se", "vit", "swin"}
-    assert names >= {"two_stage", "progressive", "regularized"}
+    assert names >= {"two_stage", "progressive", "regularized", "float8"}
