@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kept_memory import kept_bytes
 from benchmarks.result_file import installed_versions, write_result_file
+from benchmarks.turns import take_turns
 from models.attention import attention_layers, use_attend
 from models.kernel_report import layers_by_kernel, report_kernels
 
@@ -93,7 +96,10 @@ def measure(name: str, batch: int, rounds: int, device: torch.device, precision:
     with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
         with torch.no_grad():
             difference = (unfused(images) - fused(images)).abs().max().item()
-        kept = [_kept_bytes(network, images) / 1e6 for network in (unfused, fused)]
+        kept = [
+            kept_bytes(partial(network, images), beside=network.parameters()) / 1e6
+            for network in (unfused, fused)
+        ]
         trained = _rounds(_step, (unfused, fused), images, rounds)
         inferred = _rounds(_forward, (unfused, fused), images, rounds)
     return {
@@ -119,13 +125,9 @@ def _times(what: str, rounds: list[tuple[float, float]]) -> dict[str, Any]:
 def _rounds(
     run: Run, networks: tuple[nn.Module, nn.Module], images: Tensor, rounds: int
 ) -> list[tuple[float, float]]:
-    """Seconds of the unfused and the fused network in each round, after one that does not count."""
-    found = []
-    for index in range(rounds + 1):
-        order = (0, 1) if index % 2 else (1, 0)
-        seconds = {which: _seconds(run, networks[which], images) for which in order}
-        found.append((seconds[0], seconds[1]))
-    return found[1:]
+    """Seconds of the unfused and the fused network in each round."""
+    unfused, fused = (partial(_seconds, run, network, images) for network in networks)
+    return take_turns((unfused, fused), rounds)
 
 
 def _seconds(run: Run, network: nn.Module, images: Tensor) -> float:
@@ -149,23 +151,6 @@ def _step(network: nn.Module, images: Tensor) -> None:
 @torch.no_grad()
 def _forward(network: nn.Module, images: Tensor) -> None:
     network(images)
-
-
-def _kept_bytes(network: nn.Module, images: Tensor) -> int:
-    """Of the storages that autograd keeps, each once."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-    alive = []  # so that no place in memory is counted for two tensors
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        alive.append(storage)
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        network(images)
-    return sum(num_bytes for place, num_bytes in kept.items() if place not in weights)
 
 
 if __name__ == "__main__":

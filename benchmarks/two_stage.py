@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kept_memory import kept_bytes
 from benchmarks.result_file import installed_versions, write_result_file
 from configs.attention import TwoStageConfig
 from models.attention import use_attend
@@ -85,7 +87,7 @@ def _measure(name: str, depth: int, size: int, config: TwoStageConfig, rounds: i
         row |= {
             f"{kind}_s": middle[kind],
             f"{kind}_us": middle[kind] / tokens * 1e6,
-            f"{kind}_mb": _kept_bytes(model, image) / 1e6,
+            f"{kind}_mb": kept_bytes(partial(model, image), beside=model.parameters()) / 1e6,
             f"{kind}_gflops": count_flops(model, (3, size, size)) / 1e9,
         }
     return row
@@ -103,23 +105,6 @@ def _step_s(model: nn.Module, image: Tensor) -> float:
     seconds = time.perf_counter() - began
     model.zero_grad()
     return seconds
-
-
-def _kept_bytes(model: nn.Module, image: Tensor) -> int:
-    """What autograd saves, without the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = model(image)
-    del result
-    return sum(kept.values())
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ class AttentionConfig(Section):
 
     kernel: Literal["auto", "tuned", "flash", "sdpa", "math", "float8"] = "auto"
     """auto takes what is usually the fastest, tuned what was measured to be on this machine; float8 rounds to 8 bits,
-    and keeps 8 bits for the backward pass. docs/kernels.md. A kernel that cannot be had is an error."""
+    and keeps 8 bits for the backward pass. docs/kernels.md, docs/float8.md. A kernel that cannot be had is an error."""
     gates: GatesField = ()
     """One group, or a list of groups in stages of their own."""
     search: SupernetConfig | None = None

@@ -27,7 +27,7 @@ def remember(kind: str, name: str, content: Mapping[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Several hosts may share a home, where process numbers are not unique.
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        aside.write_text(json.dumps(content, indent=1) + "\n")
+        aside.write_text(json.dumps(content) + "\n")
         aside.replace(path)
 
 

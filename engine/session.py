@@ -273,7 +273,7 @@ class Session:
             counts = [f"{kernel} in {len(layers)} layers" for kernel, layers in kernels.items()]
             self._progress.note(f"attention: {', '.join(counts)}")
         if self._tuned:
-            write_whole(folder.path / KERNELS_FILE, json.dumps(self._tuned, indent=1) + "\n")
+            write_whole(folder.path / KERNELS_FILE, json.dumps(self._tuned) + "\n")
         if self._started_from is not None:
             self._record_weights(folder, self._started_from)
         start_follower(folder.path)

@@ -124,7 +124,7 @@ def _digest(environment: Mapping[str, Any]) -> str:
 
 def _record(environment: Mapping[str, Any], choices: Mapping[Signature, Chosen]) -> dict[str, Any]:
     listed = [{"call": asdict(signature), "kernel": kernel} for signature, kernel in choices.items()]
-    return {"environment": dict(environment), "choices": listed}
+    return {"environment": dict(environment), "choices": sorted(listed, key=str)}
 
 
 def _choices_in(record: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[Signature, Chosen]:

@@ -1,7 +1,7 @@
 """Numbers in e4m3 (four bits of exponent, three of mantissa), their scales, and their products.
 
 A scale is a power of two: to divide by it and to multiply with it is exact, wherever in a sum of products that is done.
-Beside the scale that would use the whole range, the error of attention is the same within 3 % (docs/kernels.md).
+Beside the scale that would use the whole range, the error of attention is the same within 3 % (docs/float8.md).
 
 Shapes: N rows of the first, M of the second factor, D what is summed over; `...` stands for images and heads.
 """

@@ -26,7 +26,7 @@ from models.float8 import E4M3, decode, encode, multiply, scales_of
 
 _BLOCK_BYTES = 1 << 19
 """Of the scores that are formed at once, per thread of a CPU: what fits in a core's cache."""
-_BLOCK_BYTES_OF_A_GPU = 1 << 28
+_BLOCK_BYTES_OF_A_GPU = 1 << 26
 _LARGEST_SHARE = 256.0
 """What the largest of a row becomes in e4m3: its scale is 2^-8."""
 

@@ -167,4 +167,4 @@ def test_each_systems_recipe_stands_with_its_command_and_result(path: Path) -> N
 def test_there_is_a_recipe_for_every_system() -> None:
     names = {path.stem for path in SYSTEMS}
     assert names >= {"lrn", "resnet", "se", "cbam", "eca", "efficientnet_se", "vit", "swin"}
-    assert names >= {"two_stage", "dynamic", "progressive", "regularized"}
+    assert names >= {"two_stage", "dynamic", "progressive", "regularized", "float8"}
