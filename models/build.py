@@ -250,11 +250,12 @@ def _describe_input(
 
 
 def _create_from(resolved: str, reference: str, attention: AttentionConfig) -> nn.Module:
+    # Of a network with layers that timm has no place for, the weights are read when the layers are there.
     adds_layers = bool(attention.gates) or attention.search is not None
-    # timm's network has no place for them yet.
-    args: dict[str, Any] = {"pretrained_strict": False} if adds_layers else {}
+    path = Path(resolved.removeprefix("local-dir:")) / WEIGHTS_FILE
     try:
-        model: nn.Module = timm.create_model(resolved, pretrained=True, **args)
+        model: nn.Module = timm.create_model(resolved, pretrained=not adds_layers)
+        weights = load_file(path) if adds_layers else {}
     except SafetensorError as error:
         raise ConfigError(
             f"{WEIGHTS_FILE} of {reference!r} is damaged ({error}): copy or release it again"
@@ -265,21 +266,13 @@ def _create_from(resolved: str, reference: str, attention: AttentionConfig) -> n
         ) from error
     except BUILD_ERRORS as error:
         raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {first_line(error)}") from error
-    own = set(model.state_dict())
     apply_attention(model, attention)
     if adds_layers:
-        added = [name for name in model.state_dict() if name not in own]
-        _load_added(model, added, Path(resolved.removeprefix("local-dir:")) / WEIGHTS_FILE)
+        missing = [name for name in model.state_dict() if name not in weights]
+        if missing:
+            raise ConfigError(f"{str(path)!r} has no weights {', '.join(missing)}: copy or release it again")
+        model.load_state_dict(weights, strict=False)
     return model
-
-
-def _load_added(model: nn.Module, names: Sequence[str], path: Path) -> None:
-    """The weights of layers that timm's network of this name has not."""
-    weights = load_file(path)
-    missing = [name for name in names if name not in weights]
-    if missing:
-        raise ConfigError(f"{str(path)!r} has no weights {', '.join(missing)}: copy or release it again")
-    model.load_state_dict({name: weights[name] for name in names}, strict=False)
 
 
 def _timm_reference(reference: str) -> str:

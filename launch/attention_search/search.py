@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.attention import SupernetConfig
@@ -144,7 +144,8 @@ def run_here(search: Search, space: Space, *, ranks: int | None, again: str) -> 
     if code:
         return code
     keep(search, space)
-    return run_ranks(WORKER, search.worker_arguments(0), num_ranks=1, again=again)
+    alone = replace(search, workers=1)
+    return run_ranks(WORKER, alone.worker_arguments(0), num_ranks=1, again=again)
 
 
 def supernet_is_finished(search: Search) -> bool:

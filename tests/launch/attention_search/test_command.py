@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.base import ConfigError
 from configs.load import load_config
 from engine.events import read_events
+from launch.attention_search.result import best_recipe, scored_paths
+from launch.attention_search.search import COSTS, read_search, read_space, supernet_is_finished
+from launch.many.study import Study
 from models.complexity import count_flops
 from pretrain.config import PretrainConfig
 from pretrain.path_scores import PathScorer
@@ -46,8 +50,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "found"
 
 
-def test_the_study_finds_what_trying_every_network_finds(out: Path) -> None:
-    scorer = PathScorer(out / "supernet", device=torch.device("cpu"))
+@pytest.fixture(scope="module")
+def scorer(out: Path) -> PathScorer:
+    return PathScorer(out / "supernet", device=torch.device("cpu"))
+
+
+def test_the_study_finds_what_trying_every_network_finds(out: Path, scorer: PathScorer) -> None:
     paths = json.loads((out / "paths.json").read_text())
     every = {path: scorer.score(path).top1 for path in [(1, 1), (0, 0), (0, 1), (1, 0)]}
     assert {tuple(row["path"]): row["top1"] for row in paths} == every
@@ -80,23 +88,28 @@ def test_the_best_is_a_plain_recipe_whose_network_takes_what_is_said(out: Path) 
     assert count_flops(model, (1, 28, 28)) == best["flops"]
 
 
-def test_scores_do_not_depend_on_what_was_scored_before(out: Path) -> None:
-    scorer = PathScorer(out / "supernet", device=torch.device("cpu"))
+def test_scores_do_not_depend_on_what_was_scored_before(scorer: PathScorer) -> None:
     first = scorer.score((1, 0))
     scorer.score((0, 1))
     assert scorer.score((1, 0)) == first
 
 
-def test_typed_again_with_a_limit_nothing_is_trained_or_scored_anew(out: Path) -> None:
-    paths = json.loads((out / "paths.json").read_text())
-    limit = min(row["flops"] for row in paths)
-    before = (out / "supernet" / "events.jsonl").read_bytes()
-    arguments = ("--trials", "9", "--max-flops", str(limit), "--out", "found")
-    done = mirada("search", RECIPE, *SHORT, *arguments, folder=out.parent)
-    assert done.returncode == 0, done.stderr
-    assert "1 of 1 networks were scored" in done.stdout and "trial" not in done.stdout
-    assert load_config(PretrainConfig, out / "best.yaml").config.model.attention.gates == ()
-    assert (out / "supernet" / "events.jsonl").read_bytes() == before
+def test_another_limit_needs_no_training_and_scores_only_what_is_missing(out: Path, tmp_path: Path) -> None:
+    limit = min(row["flops"] for row in json.loads((out / "paths.json").read_text()))
+    search = read_search(RECIPE, SHORT, out=out, trials=9, workers=1, max_flops=limit)
+    assert supernet_is_finished(search)
+    space = read_space(out / COSTS, search.loaded.config, max_flops=limit)
+    members = [space.settings(path) for path in space.members()]
+    study = Study(out, space.study(trials=9, workers=1, seed=0), members=members)
+    assert len(members) == 1 and study.next(0) is None
+    (best,) = scored_paths(space, study)
+    (tmp_path / "best.yaml").write_text(best_recipe(out, space, best, search.loaded))
+    assert load_config(PretrainConfig, tmp_path / "best.yaml").config.model.attention.gates == ()
+    other = read_search(RECIPE, [*SHORT, "optim.lr=1"], out=out, trials=9, workers=1, max_flops=None)
+    with pytest.raises(
+        ConfigError, match=r"belongs to another config: optim\.lr is 0\.004 there and 1\.0 here"
+    ):
+        supernet_is_finished(other)
 
 
 def test_a_limit_that_no_network_keeps_is_told_before_anything_is_trained(tmp_path: Path) -> None:
