@@ -1,4 +1,4 @@
-"""What of a network's attention a recipe chooses: kernel, gates, two stages, the switching on, and penalties."""
+"""What a recipe chooses of attention: kernel, gates, two stages, dynamic tokens, the switching on, and penalties."""
 
 from __future__ import annotations
 
