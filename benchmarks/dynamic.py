@@ -106,7 +106,7 @@ class _Bench:
         if dynamic_blocks(model):  # trained with merging
             set_threshold(model, _OFF)
         else:
-            use_dynamic(self._dynamic, DynamicConfig())
+            use_dynamic(self._dynamic, DynamicConfig(threshold=0.9))
         self._images, self._targets = images, targets
         self._batch, self._rounds = batch, rounds
 

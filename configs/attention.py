@@ -73,8 +73,8 @@ class TwoStageConfig(Section):
 class DynamicConfig(Section):
     """The number of tokens follows the image: those that say the same are merged; ViTs. docs/dynamic.md."""
 
-    threshold: float = Field(default=0.9, gt=0.0, lt=1.0)
-    """Cosine of two tokens' keys above which they are merged. What it leaves of an image depends on the network."""
+    threshold: float = Field(gt=0.0, lt=1.0)
+    """Cosine of two tokens' keys above which they are merged; what it leaves of an image depends on the network."""
 
 
 class ProgressiveConfig(Section):
