@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.result_file import installed_versions, write_result_file
 from configs.attention import DynamicConfig
@@ -33,6 +31,7 @@ from data_pipeline.index import open_index
 from data_pipeline.loader import EvalLoader
 from finetune.candidate import Candidate, load_candidates
 from models.build import build_model, input_spec
+from models.complexity import mean_flops
 from models.dynamic import dynamic_blocks, set_threshold, use_dynamic
 
 COLUMNS = {
@@ -50,8 +49,8 @@ COLUMNS = {
     "training": ["training step", ".2f"],
 }
 _OFF = 2.0
-_HALVINGS = 12
-_CALIBRATED_ON = 64
+_HALVINGS = 16
+_CALIBRATED_ON = 32
 _SIZE = 224
 
 
@@ -107,7 +106,7 @@ class _Bench:
         if dynamic_blocks(model):  # trained with merging
             set_threshold(model, _OFF)
         else:
-            use_dynamic(self._dynamic, DynamicConfig())
+            use_dynamic(self._dynamic, DynamicConfig(threshold=0.9))
         self._images, self._targets = images, targets
         self._batch, self._rounds = batch, rounds
 
@@ -134,7 +133,7 @@ class _Bench:
             "last": float(scored.tokens[-1].mean()),
             "by_block": scored.tokens.mean(dim=1).tolist(),
             "top1": scored.top1,
-            "gflops": self._gflops(threshold),
+            "gflops": mean_flops(self._dynamic, self._images[: self._batch]) / 1e9,
         }
         if threshold > 1:
             return {**row, "images_per_s": self._plain_rate(), "ratio": 1.0}
@@ -181,15 +180,6 @@ class _Bench:
         set_threshold(self._dynamic, threshold)
         self._dynamic(images)
         return _kept(self._dynamic)
-
-    @torch.no_grad()
-    def _gflops(self, threshold: float) -> float:
-        """As they are computed, with what pads the groups of attention."""
-        set_threshold(self._dynamic, threshold)
-        counter = FlopCounterMode(display=False)
-        with sdpa_kernel(SDPBackend.MATH), counter:
-            self._dynamic(self._images[: self._batch])
-        return counter.get_total_flops() / min(self._batch, len(self._images)) / 1e9
 
 
 def _kept(model: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""What of a network's attention a recipe chooses: kernel, gates, two stages, the switching on, and penalties."""
+"""What a recipe chooses of attention: kernel, gates, two stages, dynamic tokens, the switching on, and penalties."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ class TwoStageConfig(Section):
 class DynamicConfig(Section):
     """The number of tokens follows the image: those that say the same are merged; ViTs. docs/dynamic.md."""
 
-    threshold: float = Field(default=0.9, gt=0.0, lt=1.0)
-    """Cosine of two tokens' keys above which they are merged. What it leaves of an image depends on the network."""
+    threshold: float = Field(gt=0.0, lt=1.0)
+    """Cosine of two tokens' keys above which they are merged; what it leaves of an image depends on the network."""
 
 
 class ProgressiveConfig(Section):

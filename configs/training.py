@@ -25,7 +25,7 @@ class ModelConfig(Section):
     num_classes: int | None = Field(default=None, ge=1)
     """Default: the number of classes in the data's class map."""
     attention: AttentionConfig = AttentionConfig()
-    """Kernel, gates, search, two stages, progressive activation and penalties: docs/systems.md."""
+    """Kernel, gates, search, two stages, dynamic tokens, progressive activation and penalties: docs/systems.md."""
 
 
 class OptimConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +36,18 @@ def count_flops(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     with sdpa_kernel(SDPBackend.MATH), counter:
         shapes(torch.zeros(1, *input_shape, device="meta"))
     return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def mean_flops(model: nn.Module, images: Tensor) -> int:
+    """Operations of an image's forward, mean over these [B, C, H, W]: of a network in which they follow the image.
+
+    They are computed; what pads a batch counts too.
+    """
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model(images)
+    return int(counter.get_total_flops()) // len(images)
 
 
 def count_own_flops(model: nn.Module) -> int:

@@ -21,7 +21,7 @@ from engine.results.evaluate import Bin
 from engine.world import World
 from finetune.candidate import Candidate
 from finetune.evaluating.scoring import Measured, score
-from models.complexity import count_flops, count_parameters
+from models.complexity import count_flops, count_parameters, mean_flops
 from models.latency import measure_latency
 from models.throughput import Throughput, measure_throughput
 
@@ -141,7 +141,7 @@ def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: Wor
         top5=scores.top5,
         ece=scores.ece,
         parameters=count_parameters(candidate.model) if candidate.is_torch else None,
-        flops=count_flops(candidate.model, candidate.input_shape) if candidate.is_torch else None,
+        flops=_flops(candidate, measured) if candidate.is_torch else None,
         latency_ms=1000 * latency_s,
         images_per_s=throughput.images_per_s,
         batch_size=throughput.batch_size,
@@ -152,6 +152,12 @@ def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: Wor
         corruptions=measured.corruptions,
         tokens=measured.tokens,
     )
+
+
+def _flops(candidate: Candidate, measured: Measured) -> int:
+    if measured.timed_on is not None:
+        return mean_flops(candidate.model, measured.timed_on)
+    return count_flops(candidate.model, candidate.input_shape)
 
 
 def _speed(candidate: Candidate, world: World, images: torch.Tensor | None) -> tuple[float, Throughput]:

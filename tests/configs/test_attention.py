@@ -91,6 +91,7 @@ def test_without_a_word_about_attention_nothing_but_the_kernel_is_chosen() -> No
             ],
             r"regularize uniform look at rows over all tokens, and with two_stage there are none",
         ),
+        (["model.attention.dynamic={}"], r"dynamic.threshold: .*missing"),
         (["model.attention.dynamic.threshold=1.5"], r"threshold.* less than 1"),
         (
             [

@@ -169,6 +169,7 @@ def test_tokens_merged_in_a_plain_release_are_counted_and_timed_on_its_images(
     assert rows[0].tokens is None and rows[1].tokens is not None
     assert 2 < rows[1].tokens < 40 and rows[2].tokens == pytest.approx(50, abs=1)
     assert rows[2].top1 == rows[0].top1
+    assert rows[1].flops < 0.9 * rows[0].flops and rows[2].flops == pytest.approx(rows[0].flops, rel=0.05)
     first, *others = timed
     assert first is None and all(images.shape == (300, 1, 28, 28) for images in others)
     assert "tokens" in printed(*rows) and "tokens" not in printed(rows[0])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.attention import use_attend
-from models.complexity import count_flops, count_parameters, train_flops_per_image
+from models.complexity import count_flops, count_parameters, mean_flops, train_flops_per_image
 
 
 def test_a_convolution_and_a_linear_layer_cost_what_they_cost_on_paper() -> None:
@@ -56,3 +56,8 @@ def test_what_is_frozen_costs_no_gradient_of_its_weights() -> None:
     model[1].requires_grad_(False)
     assert train_flops_per_image(model, (10,)) == 3 * product + product
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_operations_on_images_are_those_of_shapes_where_they_do_not_follow_the_image() -> None:
+    model = use_attend(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3))
+    assert mean_flops(model, torch.rand(3, 3, 32, 32)) == count_flops(model, (3, 32, 32))

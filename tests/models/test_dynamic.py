@@ -46,7 +46,7 @@ def vit(**args: Any) -> Any:
 
 
 def dynamic(threshold: float = 0.7, **args: Any) -> Any:
-    model = use_dynamic(vit(**args), DynamicConfig())
+    model = use_dynamic(vit(**args), DynamicConfig(threshold=0.9))
     set_threshold(model, threshold)
     return model
 
@@ -269,7 +269,7 @@ def test_with_progressive_activation_a_block_that_is_off_merges_nothing() -> Non
 
 
 def test_a_network_whose_tokens_cannot_be_merged_is_an_error_that_says_why() -> None:
-    config = DynamicConfig()
+    config = DynamicConfig(threshold=0.9)
     with pytest.raises(ConfigError, match=r"dynamic: ResNet has no attention over all tokens .* use a ViT"):
         use_dynamic(timm.create_model("resnet10t"), config)
     with pytest.raises(ConfigError, match=r"0 of 3 blocks are timm's plain ones"):

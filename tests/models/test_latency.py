@@ -32,3 +32,16 @@ def test_it_is_the_median_time_of_one_image_in_evaluation_mode(is_training: bool
     assert 0.02 <= measure_latency(model, (3, 8, 8)) < 0.2
     assert model.shapes == {(1, 3, 8, 8)} and model.training == is_training
     assert torch.equal(model.norm.running_var, torch.ones(3)) and int(model.norm.num_batches_tracked) == 0
+
+
+def test_images_that_are_given_are_taken_in_turn() -> None:
+    class Dark(Slow):
+        def forward(self, images: Tensor) -> Tensor:
+            time.sleep(float(images.mean()))
+            return super().forward(images)
+
+    model = Dark(0.0)
+    levels = torch.tensor([0.0, 0.04, 0.04])
+    images = levels.view(3, 1, 1, 1).expand(3, 3, 8, 8)
+    assert 0.04 <= measure_latency(model, (3, 8, 8), images) < 0.2, "two of three are bright"
+    assert model.shapes == {(1, 3, 8, 8)}

@@ -44,3 +44,15 @@ def test_a_batch_that_does_not_fit_into_memory_ends_it_too() -> None:
     model = Timed(call_s=0.02, free_images=64, image_s=0.0, most_images=4)
     assert measure_throughput(model, (1, 2, 2)).batch_size == 4
     assert model.tried == {1, 2, 4, 8}
+
+
+def test_batches_are_of_the_images_given_over_and_over() -> None:
+    class Seen(Timed):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) == 4:
+                assert images.flatten().tolist() == [0.0, 1.0, 2.0, 0.0]
+            return super().forward(images)
+
+    model = Seen(call_s=0.02, free_images=4, image_s=0.02)
+    images = torch.arange(3.0).view(3, 1, 1, 1)
+    assert measure_throughput(model, (1, 1, 1), images).batch_size == 4

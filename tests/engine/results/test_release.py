@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,8 @@ def test_attention_that_is_not_timms_is_built_again_by_ours_and_the_card_says_so
             parameter += 0.1 * torch.randn_like(parameter)
     folder = release(tmp_path / "release", model, model.state_dict(), config)
     images = torch.rand(3, 3, 16, 16)
+    kept = json.loads((folder / "config.json").read_text())["mirada"]["attention"]
+    assert all(kept[system] == attention[system] for system in kept)
     assert torch.equal(load_release(str(folder)).eval()(images), model(images))
     card = (folder / "README.md").read_text()
     assert "from mirada.models.build import load_release" in card and "timm.create_model" not in card
