@@ -111,7 +111,7 @@ def _fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = kernel
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
     out: Tensor = _Attention.apply(_lowered(q), _lowered(k), _lowered(v), attn_mask)
     return out
 
