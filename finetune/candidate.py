@@ -52,7 +52,9 @@ class Candidate:
     def merge_tokens(self, threshold: float) -> None:
         """From now on tokens that are more alike than this are merged; ConfigError for a network that has none."""
         if not dynamic_blocks(self.model):
-            any_threshold = DynamicConfig(threshold=0.9)  # a recipe's lies between 0 and 1, the ends are allowed here
+            any_threshold = DynamicConfig(
+                threshold=0.9
+            )  # a recipe's lies between 0 and 1, the ends are allowed here
             use_dynamic(self.model, any_threshold, kernel=wished_kernel(self.model))
         set_threshold(self.model, threshold)
 

@@ -116,7 +116,7 @@ def _stand_in(call: AttendCall) -> Tensor:
     return run_kernel("float8", call) if call.kernel == "float8" else _attend(*call[:4])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: Any) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
     out: Tensor = _Attention.apply(_lowered(q), _lowered(k), _lowered(v), attn_mask)
     return out
 

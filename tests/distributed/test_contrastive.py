@@ -23,11 +23,12 @@ from tests.support.tiny_run import GLOBAL_BATCH, tiny_config
 pytestmark = pytest.mark.slow
 
 
-@cache
-def found(world_size: int) -> dict[str, Any]:
-    said = run_ranks(["tests/distributed/contrastive_program.py"], world_size=world_size, timeout_s=300)[0]
-    loaded: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return loaded
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """Losses and scores by number of ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_ranks(["tests/distributed/contrastive_program.py", str(folder)], world_size=1, timeout_s=280)
+    return {world_size: json.loads((folder / f"{world_size}.json").read_text()) for world_size in RUNS}
 
 
 @cache
@@ -48,21 +49,25 @@ def plain() -> tuple[list[float], nn.Module]:
 
 
 @pytest.mark.parametrize("world_size", RUNS)
-def test_every_stage_gives_the_losses_of_a_plain_loop_with_and_without_accumulation(world_size: int) -> None:
+def test_every_stage_gives_the_losses_of_a_plain_loop_with_and_without_accumulation(
+    found: dict[int, dict[str, Any]], world_size: int
+) -> None:
     expected, _ = plain()
     assert expected[-1] < 0.8 * expected[0]
-    losses = found(world_size)["losses"]
+    losses = found[world_size]["losses"]
     assert len(losses) == len(RUNS[world_size]) + (world_size == 2)
     for name, values in losses.items():
         assert values == pytest.approx(expected, rel=3e-2 if name == "bf16" else 1e-4), name
 
 
 @pytest.mark.parametrize("world_size", RUNS)
-def test_ranks_score_by_class_names_as_one_process_does(world_size: int) -> None:
+def test_ranks_score_by_class_names_as_one_process_does(
+    found: dict[int, dict[str, Any]], world_size: int
+) -> None:
     _, model = plain()
     alone = evaluator(ALONE, tiny_pairing()[1]).scores(model.eval())
     one_image = 100.0 / NUM_VAL
-    for scores in found(world_size)["scores"].values():
+    for scores in found[world_size]["scores"].values():
         assert scores["num_images"] == alone.num_images == NUM_VAL
         assert scores["loss"] == pytest.approx(alone.loss, rel=1e-3)
         for name in ("top1", "top5"):

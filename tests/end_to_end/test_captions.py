@@ -28,14 +28,14 @@ TEST = "mirada://sample/test"
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with towers that were trained on two ranks at ZeRO 3 with EMA, in micro-batches, and a classifier."""
+    """A folder with towers that were trained at ZeRO 3 with EMA, in micro-batches, and a classifier made from one."""
     out = tmp_path_factory.mktemp("captions")
     build(write_manifest(out), out / "train")
     towers, tuned = str(out / "towers"), str(out / "tuned")
     mirada(
-        "pretrain", "configs/smoke/pretrain_siglip.yaml", f"data.train={out / 'train'}", "train.duration=16 steps",
-        "train.evaluate_every=16 steps", "zero.stage=3", "train.ema=0.5", "train.micro_batch=16", *FEW_STEPS,
-        "--ranks", "2", "--out", towers,
+        "pretrain", "configs/smoke/pretrain_siglip.yaml", f"data.train={out / 'train'}", "train.duration=10 steps",
+        "train.evaluate_every=10 steps", "train.evaluate_raw=false", "zero.stage=3", "train.ema=0.5",
+        "train.micro_batch=32", *FEW_STEPS, "--ranks", "1", "--out", towers,
     )  # fmt: skip
     mirada(
         "finetune", "configs/finetune/full.yaml", f"checkpoint={towers}", "train.duration=3 steps",
@@ -49,7 +49,7 @@ def test_the_loss_begins_where_nothing_is_believed_to_be_a_pair_and_falls(chain:
     losses = [values["train/loss"] for values in metrics]
     # Cosines near zero: softplus(10) for the one pair of an image, softplus(-10) for the 63 others.
     assert losses[0] == pytest.approx(10 + 63 * math.exp(-10), abs=4.0)
-    assert len(losses) == 16 and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 10 and losses[-1] < 0.9 * losses[0]
     assert metrics[-1]["train/pair_scale"] != metrics[0]["train/pair_scale"]
 
 

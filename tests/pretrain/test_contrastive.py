@@ -15,7 +15,9 @@ from configs.training import ModelConfig
 from data_pipeline.batch import normalize
 from engine.sharding.optim import parameter_groups
 from engine.world import ALONE
+from models.activation_memory import peak_activations
 from models.image_text import ImageText
+from models.kernel_report import report_kernels
 from pretrain.contrastive import Contrastive, build_siglip
 from pretrain.dry_forward import dry_forward
 from tests.support.captioned import SIGLIP, TEXT, captioned_batch, tiny_pairing
@@ -115,9 +117,19 @@ def test_scale_bias_positions_and_queries_are_not_decayed() -> None:
     assert "image_projection.weight" not in free and "text.token_embedding.weight" not in free
 
 
-def test_what_is_planned_has_the_shape_of_what_is_trained() -> None:
+def test_what_is_planned_has_the_shape_of_what_is_trained_and_both_towers_attend() -> None:
     model, objective = tiny_pairing()
-    assert dry_forward(objective)(model, torch.zeros(4, 3, SIZE, SIZE)).shape == (4, 4)
+    forward = dry_forward(objective)
+    assert forward(model, torch.zeros(4, 3, SIZE, SIZE)).shape == (4, 4)
+    few, many = (
+        peak_activations(model, (count, 3, SIZE, SIZE), precision="bf16", forward=forward)
+        for count in (8, 16)
+    )
+    assert 0 < few < many
+    kernels = report_kernels(
+        model, (3, SIZE, SIZE), device=torch.device("cpu"), precision="fp32", forward=forward
+    )
+    assert {name.split(".")[0] for name in kernels} == {"image", "text"}
 
 
 def test_activation_checkpointing_keeps_gradients_in_both_towers() -> None:

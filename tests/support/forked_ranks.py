@@ -19,11 +19,11 @@ from engine.world import World
 NUM_RANKS = 2
 
 
-def fork_ranks(folder: Path, rank_main: Callable[[World], None]) -> list[int]:
-    """Runs a function in two forked ranks over gloo, which exit with 0, or 1 after an error; their process ids."""
+def fork_ranks(folder: Path, rank_main: Callable[[World], None], *, world_size: int = NUM_RANKS) -> list[int]:
+    """Runs a function in forked ranks over gloo, which exit with 0, or 1 after an error; their process ids."""
     meeting_place = folder / "rendezvous"
     meeting_place.unlink(missing_ok=True)
-    return [_fork(rank, meeting_place, rank_main) for rank in range(NUM_RANKS)]
+    return [_fork(rank, world_size, meeting_place, rank_main) for rank in range(world_size)]
 
 
 def wait_for(pids: list[int]) -> None:
@@ -32,15 +32,15 @@ def wait_for(pids: list[int]) -> None:
     assert codes == [0] * len(pids), codes
 
 
-def _fork(rank: int, meeting_place: Path, rank_main: Callable[[World], None]) -> int:
+def _fork(rank: int, world_size: int, meeting_place: Path, rank_main: Callable[[World], None]) -> int:
     if (pid := os.fork()) != 0:
         return pid
     code = 1
     try:
-        store = dist.FileStore(str(meeting_place), NUM_RANKS)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=NUM_RANKS)
+        store = dist.FileStore(str(meeting_place), world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
         device, control = torch.device("cpu"), dist.group.WORLD
-        rank_main(World(rank=rank, size=NUM_RANKS, local_rank=rank, device=device, control=control))
+        rank_main(World(rank=rank, size=world_size, local_rank=rank, device=device, control=control))
         code = 0
     except BaseException:
         logging.exception("rank %d", rank)
