@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.attention_systems import SYSTEMS
 from benchmarks.attention_table import write_table
 from benchmarks.result_file import RESULTS, ROOT
+from benchmarks.search import found_gates
 from benchmarks.seeded_runs import SeededRun, add_arguments, read_results, run_missing
 from configs.exit_code import run_main
 
@@ -52,7 +53,7 @@ def training(row: str, seed: int, settings: tuple[str, ...] = ()) -> SeededRun:
         program="pretrain",
         recipe=system.recipe,
         facts={"row": row, "seed": seed},
-        settings=[f"train.seed={seed}", *system.settings, *settings],
+        settings=[f"train.seed={seed}", *system.settings, *found_gates(row, seed), *settings],
     )
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.distill_table import errors_saved, half_interval
 from benchmarks.result_file import write_result_file
-from configs.base import ConfigError
+from benchmarks.seeded_runs import Results, errors_saved, half_interval
 
 TITLES = {
-    "base": "none (base network)",
+    "cnn": "none (base network)",
     "se": "SE everywhere, reduction 16",
     "random": "drawn at random, another for each seed",
     "searched": "searched",
@@ -30,42 +28,39 @@ COLUMNS = {
     "saved": ["errors saved, %", ".1f"],
 }
 
-Runs = Sequence[Mapping[str, Any]]
 
-
-def write_table(folder: Path, out: Path) -> None:
-    """Reads what `run` left in `folder` and writes the result file that docs show."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    if not runs:
-        raise ConfigError(f"{str(folder)!r} holds no result: python -m benchmarks.search run makes them")
+def write_table(runs: Results, search: Mapping[str, Any], out: Path) -> None:
+    """The result file that docs show, of runs of benchmarks/attention.py and of what the search told."""
+    rows = table_rows(runs)
+    shown = [run for run in runs if run["row"] in TITLES]
     write_result_file(
         out,
         columns=COLUMNS,
-        rows=table_rows(runs),
-        note=_note(runs),
-        machine=runs[0]["machine"],
-        versions=runs[0]["versions"],
+        rows=rows,
+        note=_note(shown, search),
+        machine=shown[0]["machine"],
+        versions=shown[0]["versions"],
     )
 
 
-def table_rows(runs: Runs) -> list[dict[str, Any]]:
+def table_rows(runs: Results) -> list[dict[str, Any]]:
     """A row for each kind of network; gains are over the base network of the same seed."""
-    base = _of("base", runs)
+    base = _of("cnn", runs)
     return [_row(found, base) for name in TITLES if (found := _of(name, runs))]
 
 
-def gains(runs: Runs, base: Runs) -> list[float]:
+def gains(runs: Results, base: Results) -> list[float]:
     """Points of top-1 that a run has over the base network's, seed by seed where both are there."""
     plain = {run["seed"]: run["top1"] for run in base}
     return [run["top1"] - plain[run["seed"]] for run in runs if run["seed"] in plain]
 
 
-def _of(name: str, runs: Runs) -> Runs:
+def _of(name: str, runs: Results) -> Results:
     return [run for run in runs if run["row"] == name]
 
 
-def _row(found: Runs, base: Runs) -> dict[str, Any]:
-    top1, is_base = [run["top1"] for run in found], found[0]["row"] == "base"
+def _row(found: Results, base: Results) -> dict[str, Any]:
+    top1, is_base = [run["top1"] for run in found], found[0]["row"] == "cnn"
     gained = [] if is_base else gains(found, base)
     saved = [] if is_base else errors_saved(found, base)
     return {
@@ -86,20 +81,14 @@ def _span(numbers: Sequence[float], form: str) -> str:
     return format(low, form) if low == high else f"{format(low, form)}-{format(high, form)}"
 
 
-def _note(runs: Runs) -> str:
+def _note(runs: Results, search: Mapping[str, Any]) -> str:
     images, steps = sorted({run["num_images"] for run in runs}), sorted({run["steps"] for run in runs})
-    text = (
-        f"{_listed(images)} test images, each once; {_listed(steps)} steps from scratch on all training images. "
-        "Intervals are of the mean over seeds (Student's t); gains are over the base network of the same seed."
-    )
-    searched = _of("searched", runs)
-    if not searched:
-        return text
-    one = searched[0]
     return (
-        f"{text} Found: {one['found']}; {one['num_scored']} of {one['num_members']} networks were scored with the "
-        f"weights of a supernet that took {one['search_minutes']:.0f} minutes to train, this one "
-        f"{one['held_out_top1']:.2f} % on held-out images. The search was run once, so its own chance is not in the "
+        f"{_listed(images)} test images, each once; {_listed(steps)} steps from scratch on all training images. "
+        "Intervals are of the mean over seeds (Student's t); gains are over the base network of the same seed. Found: "
+        f"{search['found']}; {search['num_scored']} of {search['num_members']} networks were scored with the weights "
+        f"of a supernet of {search['supernet_steps']:,} steps ({search['supernet_minutes']:.0f} minutes), this one "
+        f"{search['held_out_top1']:.2f} % on held-out images. The search was run once, so its own chance is not in the "
         "interval."
     )
 
