@@ -8,6 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from configs.base import Section
 
+TEXT_OBJECTIVES = frozenset({"siglip"})
+"""Names of objectives that learn from captions: a training image without one is left out."""
+
 
 class TextConfig(Section):
     """A Transformer over the tokens of a caption; the defaults are those beside a ViT-B (Zhai et al. 2023)."""

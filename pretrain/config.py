@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.base import Section
-from configs.text import PairingConfig
+from configs.text import TEXT_OBJECTIVES, PairingConfig
 from configs.training import ProbeConfig, RunConfig
 
 
@@ -61,7 +61,7 @@ class PretrainConfig(RunConfig):
     @property
     def needs_captions(self) -> bool:
         """Whether text beside the images is what is learned from."""
-        return isinstance(self.objective, SiglipConfig)
+        return self.objective.name in TEXT_OBJECTIVES
 
     @model_validator(mode="after")
     def _probe_is_for_features(self) -> PretrainConfig:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from configs.base import Section
 from configs.data import DataConfig
 from configs.load import load_config
+from configs.text import TEXT_OBJECTIVES
 from configs.training import TrainConfig
 from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.inspect import spaced
@@ -26,11 +27,23 @@ _MAX_ROWS = 40
 _LEAST_ROWS = 10
 
 
+class ObjectiveName(Section, extra="ignore"):
+    """What a pretraining recipe learns from, by name."""
+
+    name: str = ""
+
+
 class Recipe(Section, extra="ignore"):
     """The sections of pretraining and fine-tuning recipes that concern data; others are somebody else's."""
 
     data: DataConfig
     train: TrainConfig | None = None
+    objective: ObjectiveName = ObjectiveName()
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether training leaves out what has no caption."""
+        return self.objective.name in TEXT_OBJECTIVES
 
     @property
     def seed(self) -> int:

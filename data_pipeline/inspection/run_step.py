@@ -73,7 +73,14 @@ def read_run_step(run: Path, step: int) -> RunStep:
     data = recipe.data.model_copy(update={"workers": 0, "max_bad_fraction": 1.0})
     global_batch = recipe.train.global_batch
     duration = recipe.train.duration
-    loader = ShardLoader(index, data, global_batch=global_batch, seed=recipe.seed, duration=duration)
+    loader = ShardLoader(
+        index,
+        data,
+        global_batch=global_batch,
+        seed=recipe.seed,
+        duration=duration,
+        needs_captions=recipe.needs_captions,
+    )
     total = duration.steps(steps_per_epoch=loader.batches_per_epoch, global_batch=global_batch)
     if not 1 <= step <= total:
         raise DataError(

@@ -299,6 +299,11 @@ def test_a_damaged_file_of_weights_is_named(tmp_path: Path) -> None:
         load(run)
 
 
+def test_a_prompt_without_a_place_for_the_class_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"--prompt 'a photo': write the class once as \{\}"):
+        app(["student", "--data", SAMPLE, "--prompt", "a photo"], standalone_mode=False)
+
+
 def test_no_checkpoint_and_no_such_device_are_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no checkpoint is given"):
         load_candidates([], device=CPU)

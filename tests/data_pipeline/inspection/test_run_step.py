@@ -10,6 +10,7 @@ import torch
 
 from data_pipeline.__main__ import app
 from data_pipeline.errors import DataError
+from data_pipeline.inspection.recipe import load_recipe
 from data_pipeline.inspection.run_step import read_run_step, write_step_sheet
 from tests.support.run_distributed import run_ranks
 from tests.support.shards import make_shards
@@ -93,3 +94,9 @@ def test_what_cannot_be_the_step_of_then_is_refused(run: Path, tmp_path: Path) -
     make_shards(tmp_path / "data", [20, 17], channels=3)
     with pytest.raises(DataError, match=r"is not what the run .* was trained on"):
         read_run_step(other, 1)
+
+
+def test_a_run_that_learned_from_captions_left_out_what_has_none() -> None:
+    recipes = {name: load_recipe(f"configs/smoke/pretrain_{name}.yaml") for name in ("siglip", "mae", "vit")}
+    assert [name for name, recipe in recipes.items() if recipe.needs_captions] == ["siglip"]
+    assert not load_recipe("configs/smoke/finetune_student.yaml").needs_captions
