@@ -95,8 +95,8 @@ def test_every_smallest_recipe_builds(num_images: int, num_labelled: int, side: 
     sections = recipe(found, choice, choice.sizes[-1], train="data/x", val=None, precision="bf16")
     config = PretrainConfig.model_validate(sections)
     model, _ = build_task(config, num_classes=found.num_classes)
-    gates = config.model.attention.gates
-    assert (gates is not None and gates.name == "cbam") == (choice.family == "resnet_cbam")
+    gates = [group.name for group in config.model.attention.gates]
+    assert gates == (["cbam"] if choice.family == "resnet_cbam" else [])
     assert config.data.image_size == side and sum(p.numel() for p in model.parameters()) > 1_000_000
     assert found.num_images // config.train.global_batch >= 40
     assert (config.data.unlabelled == "drop") == (0 < num_labelled < num_images)

@@ -13,6 +13,7 @@ import engine.session
 from configs.data import DataConfig
 from configs.training import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from data_pipeline.errors import DataError
+from engine.command import Command
 from engine.planning.inputs import measure_corpus, measure_workload, open_or_assume_index
 from engine.planning.workload import Request, changed
 from engine.session import Session
@@ -80,6 +81,9 @@ def test_the_meter_is_told_of_flops_where_the_devices_peak_is_known(
     session, model = Session.__new__(Session), tiny_model()
     session.config, session._flops_per_image = config(), None
     session.world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+    session._command = Command(
+        program="pretrain", recipe="any", overrides=(), out=Path("nowhere"), fresh=False
+    )
     session.examine(model)
     expected = None if peak is None else train_flops_per_image(model, (3, 32, 32))
     assert (session._peak_flops, session._flops_per_image) == (peak, expected)

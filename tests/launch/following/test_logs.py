@@ -79,7 +79,9 @@ def test_following_ends_with_the_run_and_misses_nothing(
     )
     following.start()
     written = [f"more {number}\n" for number in range(2000)]
-    with path.open("a", buffering=1) as lines:  # each line by itself, while its reader looks for the last ones
+    with path.open(
+        "a", buffering=1
+    ) as lines:  # each line by itself, while its reader looks for the last ones
         lines.writelines(written)
     log.append("finished", step=9)
     following.join(timeout=30)
