@@ -81,7 +81,8 @@ def test_micro_batches_that_were_seen_ahead_have_the_loss_and_gradients_of_the_w
         total += loss.item()
     assert total == pytest.approx(whole.item(), rel=1e-6)
     for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+        rounding = 1e-6 * float(expected[name].abs().max().clamp(min=1.0))  # sums of large terms may be small
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=rounding, msg=name)
 
 
 def test_stochastic_depth_draws_the_same_when_a_micro_batch_comes_as_when_it_was_seen_ahead() -> None:
