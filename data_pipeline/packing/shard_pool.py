@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
@@ -66,6 +67,7 @@ def _run_in_processes(
     # Forked from a clean server: no locks of our threads are inherited, and heavy imports are paid once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([work.__module__])
+    _start_server()
     count, stop = context.Value("Q", 0), context.Value("B", 0)
     with ProcessPoolExecutor(num_workers, context, initializer=_set_up, initargs=(count, stop)) as pool:
         futures: list[Future[Result]] = [pool.submit(_run_one, work, job) for job in jobs]
@@ -83,8 +85,21 @@ def _run_in_processes(
     return [future.result() for future in futures]
 
 
+def _start_server() -> None:
+    """Starts what forks the workers, so that Ctrl-C reaches none of them, not even one that is just being forked.
+
+    One that dies of it breaks the pool, which then kills the others in the middle of a shard.
+    """
+    resource_tracker.ensure_running()  # it changes the mask as well
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _set_up(count: Synchronized[int], stop: Synchronized[int]) -> None:
-    """In each worker: Ctrl-C reaches the parent, which tells the workers to stop; a worker left alone ends."""
+    """In each worker: Ctrl-C is the parent's, which tells the workers to stop; a worker left alone ends."""
     global _shared_count, _shared_stop
     _shared_count, _shared_stop = count, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)

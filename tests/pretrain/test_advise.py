@@ -44,7 +44,7 @@ def test_advice_for_the_sample_is_a_recipe_that_loads_and_says_why(
     found = answer(capsys, "--out", out, "--val", "mirada://sample/test", "--memory-gb", 8)
     config = load_config(PretrainConfig, out).config
     assert config.model.name == "resnet18" and config.data.image_size == 28
-    assert config.model.attention.gates is not None and config.model.attention.gates.name == "cbam"
+    assert [group.name for group in config.model.attention.gates] == ["cbam"]
     assert config.data.val == "mirada://sample/test"
     assert found["hardware"]["memory_gib"] == 8 and 0 < found["memory_gib"] < 6
     text = out.read_text()

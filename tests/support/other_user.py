@@ -60,6 +60,18 @@ class OtherUser:
             check=False,
         )
 
+    def can_read(self, folder: Path) -> bool:
+        """Whether this user may list a folder."""
+        listing = [
+            "setpriv",
+            f"--reuid={self.uid}",
+            f"--regid={self.uid}",
+            "--clear-groups",
+            "ls",
+            str(folder),
+        ]
+        return subprocess.run(listing, capture_output=True, check=False).returncode == 0
+
 
 @contextlib.contextmanager
 def other_user(folder: Path) -> Iterator[OtherUser]:
@@ -73,7 +85,10 @@ def other_user(folder: Path) -> Iterator[OtherUser]:
     if mounted.returncode != 0:
         pytest.skip(f"mounting is refused: {mounted.stderr.strip()}")
     try:
-        yield _other_user(folder, place)
+        user = _other_user(folder, place)
+        if not user.can_read(user.site_packages):
+            pytest.skip(f"{str(user.site_packages)!r} is closed to other users")
+        yield user
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
 

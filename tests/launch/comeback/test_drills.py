@@ -40,6 +40,9 @@ def over_its_limit(cluster: SlurmCluster, folder: Path) -> Drill:
     moved = ("scontrol", "update", f"jobid={drill.job_id}", "EndTime=now+60")
     drill.interrupt(lambda: cluster.run(*moved), by=signal.SIGUSR2)
     drill.wait_for_requeue(1)
+    cluster.run(
+        "scontrol", "update", f"jobid={drill.job_id}", "TimeLimit=20"
+    )  # the moved one would hold again
     drill.start_again()
     drill.finish()
     return drill
