@@ -27,6 +27,7 @@ DEBIAN_PACKAGES = {
 }
 _START_S = 60.0
 _STOP_S = 15.0
+_PATIENT_ASKS, _BETWEEN_ASKS_S = 5, 1.0
 _POLL_S = 0.1
 
 
@@ -65,11 +66,17 @@ class SlurmCluster:
     def job(self, job_id: str) -> dict[str, str]:
         """What slurmctld knows of a job: ``JobState``, ``Restarts``, ``NodeList``, ``Reason`` ...; {} once forgotten.
 
-        NOTE: values with spaces are cut at the first.
+        NOTE: values with spaces are cut at the first. A busy controller refuses now and then, and is asked again.
         """
-        return dict(
-            re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", _ask(self, "scontrol", "-o", "show", "job", job_id))
-        )
+        for _ in range(_PATIENT_ASKS):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                answer = _answer(self, "scontrol", "-o", "show", "job", job_id)
+                if answer.returncode == 0:
+                    return dict(re.findall(r"(?:^|\s)([A-Za-z:/_]+)=(\S*)", answer.stdout))
+                if "Invalid job id" in answer.stderr:
+                    return {}
+            time.sleep(_BETWEEN_ASKS_S)
+        return {}
 
     def wait_for_state(self, job_id: str, *states: str, timeout_s: float = _START_S) -> dict[str, str]:
         """Waits until the job is ``RUNNING``, ``COMPLETED`` ..., and returns what is known of it."""
@@ -198,11 +205,15 @@ def _cancel_all(cluster: SlurmCluster) -> None:
 def _ask(cluster: SlurmCluster, *command: str) -> str:
     """What a command prints; nothing when it fails, or waits for a daemon that is not there."""
     with contextlib.suppress(subprocess.TimeoutExpired):
-        result = subprocess.run(
-            command, env=cluster.environment, capture_output=True, text=True, timeout=_STOP_S, check=False
-        )
-        return result.stdout if result.returncode == 0 else ""
+        answer = _answer(cluster, *command)
+        return answer.stdout if answer.returncode == 0 else ""
     return ""
+
+
+def _answer(cluster: SlurmCluster, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=cluster.environment, capture_output=True, text=True, timeout=_STOP_S, check=False
+    )
 
 
 def _ancestors(pid: int, name: bytes) -> Iterator[int]:
