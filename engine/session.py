@@ -17,27 +17,24 @@ from torch import Tensor, nn
 
 from configs.base import ConfigError, Duration
 from configs.training import ModelConfig, ProbeConfig, RunConfig
-from data_pipeline.index import ShardIndex
 from data_pipeline.inspection.sample_names import SampleNames
-from data_pipeline.loader import EvalLoader, ShardLoader
+from data_pipeline.loader import ShardLoader
 from data_pipeline.sidecar import Sidecar
 from data_pipeline.whole_file import write_whole
 from engine.command import Command
 from engine.datasets import open_datasets
 from engine.events import EventLog
 from engine.journal import Journal
-from engine.kept_tokens import KeptTokens, TokenLog
+from engine.kept_tokens import TokenLog
 from engine.meters import Meter
 from engine.objective import Objective
 from engine.penalized import Penalized
 from engine.planning.accelerator import peak_flops
 from engine.progress import Progress
-from engine.results.beside import Several
-from engine.results.evaluate import Beside, Evaluator
-from engine.results.labelled_sample import LabelledSample
-from engine.results.probe import FeatureEvaluator
+from engine.results.evaluate import Beside
+from engine.results.evaluation import Evaluation
 from engine.results.release import Origin, write_release
-from engine.results.zero_shot import NameClasses, ZeroShotEvaluator
+from engine.results.zero_shot import NameClasses
 from engine.run_event import describe_run
 from engine.run_folder import RunFolder, open_run_folder, start_logging
 from engine.saving.checkpoint import CheckpointStore
@@ -103,7 +100,9 @@ class Session:
             world_size=world.size,
         )
         self._timetable = Timetable.of(config, steps_per_epoch=self._loader.batches_per_epoch)
-        self._val_loader = None if self._val_index is None else self._eval_loader(self._val_index)
+        self._evaluation = (
+            None if self._val_index is None else Evaluation(self._val_index, config, world=world, stop=stop)
+        )
         self._folder: RunFolder | None = None
         self._events = EventLog(None)
         self._run_id = ""
@@ -189,11 +188,11 @@ class Session:
             keep=self.config.train.keep_checkpoints,
             run_digest=folder.digest,
         )
-        penalties = self.config.model.attention.regularize
+        network, penalties = main_network(engine.module), self.config.model.attention.regularize
         if penalties:
-            objective = Penalized(objective, main_network(engine.module), penalties)
-        if dynamic_blocks(main_network(engine.module)):
-            objective = TokenLog(objective, main_network(engine.module))
+            objective = Penalized(objective, network, penalties)
+        if dynamic_blocks(network):
+            objective = TokenLog(objective, network)
         seed_ranks(self.config.train.seed, self.world.rank)
         return Trainer(
             engine=engine,
@@ -203,16 +202,21 @@ class Session:
             checkpoints=checkpoints,
             journal=self._journal(folder),
             safeguards=self._safeguards(folder),
-            evaluator=self._evaluator(main_network(engine.module), probe, beside, name_classes),
+            evaluator=None
+            if self._evaluation is None
+            else self._evaluation.of(
+                network, self.index, probe=probe, beside=beside, name_classes=name_classes
+            ),
             follow=follow,
         )
 
     def evaluate(self, model: nn.Module, probe: ProbeConfig) -> int:
         """A run that trains nothing: scores what `model` gives as features, and releases it as it is."""
         folder = self._take_folder(total_steps=0)
-        journal, evaluator = self._journal(folder), self._evaluator(model, probe)
-        if evaluator is None:
+        journal = self._journal(folder)
+        if self._evaluation is None:
             raise ConfigError("there is no data.val to score the features on")
+        evaluator = self._evaluation.of_features(self.index, probe)
         scores, stopped_by = None, None
         with journal.failures_on_record(lambda: 0):
             try:
@@ -291,62 +295,6 @@ class Session:
             path=str(folder.starting_weights),
         )
 
-    def _eval_loader(self, index: ShardIndex) -> EvalLoader:
-        share = -(-self.config.train.global_batch // self.world.size)
-        return EvalLoader(
-            index, self.config.data, batch_size=share, rank=self.world.rank, world_size=self.world.size
-        )
-
-    def _evaluator(
-        self,
-        network: nn.Module,
-        probe: ProbeConfig | None,
-        beside: Beside | None = None,
-        name_classes: NameClasses | None = None,
-    ) -> Evaluator | None:
-        if self._val_loader is None or self._val_index is None:
-            return None
-        data, batches = self.config.data, self.stop.between(self._val_loader, self.world)
-        scores_raw = self.config.train.evaluate_raw
-        if name_classes is not None:
-            return ZeroShotEvaluator(
-                batches=batches,
-                mean=data.mean,
-                std=data.std,
-                world=self.world,
-                scores_raw=scores_raw,
-                tokens=name_classes(self._val_index.classes),
-            )
-        if probe is None:
-            return Evaluator(
-                batches=batches,
-                mean=data.mean,
-                std=data.std,
-                world=self.world,
-                scores_raw=scores_raw,
-                beside=self._beside(network, beside),
-                scores_start=beside is not None,
-            )
-        sample = LabelledSample(self.index, data, size=probe.max_images)
-        return FeatureEvaluator(
-            batches=batches,
-            mean=data.mean,
-            std=data.std,
-            world=self.world,
-            scores_raw=scores_raw,
-            train_batches=self.stop.between(self._eval_loader(sample), self.world),
-            num_train=sample.num_samples,
-            num_classes=len(sample.classes),
-            probe=probe,
-        )
-
-    def _beside(self, network: nn.Module, beside: Beside | None) -> Beside | None:
-        """What a program measures beside the scores, and the tokens of a network that merges some."""
-        if not dynamic_blocks(network):
-            return beside
-        tokens = KeptTokens(network, self.world)
-        return tokens if beside is None else Several([beside, tokens])
-
     def _journal(self, folder: RunFolder) -> Journal:
         meter = Meter(
             self.world,
@@ -385,8 +333,8 @@ class Session:
     def _bad_lists(self, folder: RunFolder) -> list[BadList]:
         path, limit = folder.bad_samples if self.world.is_main else None, self.config.data.max_bad_fraction
         lists = [BadList(path, self._loader, max_fraction=limit)]
-        if self._val_loader is not None:
-            lists.append(BadList(path, self._val_loader, max_fraction=limit, data="val"))
+        if self._evaluation is not None:
+            lists.append(BadList(path, self._evaluation.loader, max_fraction=limit, data="val"))
         return lists
 
     def _release(

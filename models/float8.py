@@ -27,7 +27,7 @@ def scales_of(x_ND: Tensor) -> Tensor:
 
     Of a head with a number that is not finite it is NaN.
     """
-    # One dimension after the other: both at once take ten times as long where heads lie beside each other.
+    # One dimension after the other: both at once are slow where heads lie beside each other.
     largest = x_ND.abs().amax(dim=-2, keepdim=True).amax(dim=-1, keepdim=True).float()
     mantissa, exponent = torch.frexp(largest)  # largest = mantissa 2^exponent, 0.5 <= mantissa < 1
     exponent = exponent - 9 + (mantissa > LARGEST / 512).to(exponent.dtype)
@@ -45,7 +45,7 @@ def decode(coded: Tensor, dtype: torch.dtype) -> Tensor:
     """The same numbers in another type, without their scale. NOTE: NaN is lost on a CPU; scales keep it."""
     if coded.device.type != "cpu":
         return coded.to(dtype)
-    # torch's own conversion takes ten times as long there. e4m3 without its sign is float16 with the exponent off by 8.
+    # torch's own conversion is slow there. e4m3 without its sign is float16 with the exponent off by 8.
     half = (coded.view(torch.int8).to(torch.int16) << 7) & _ALL_BUT_EXPONENTS_FIRST_BIT
     decoded: Tensor = half.view(torch.float16).to(dtype) * 256.0
     return decoded
@@ -68,7 +68,7 @@ def multiply(a_ND: Tensor, b_MD: Tensor, dtype: torch.dtype) -> Tensor:
 def uses_scaled_mm(a_ND: Tensor, b_MD: Tensor) -> bool:
     """Whether the GPU has products in e4m3 (compute capability 8.9), and those of a head are worth a call each.
 
-    A CPU has torch._scaled_mm too, with the same results as a batch in float32, which is faster.
+    A CPU has torch._scaled_mm too, head by head; a batch in float32 has the same results.
     """
     if (
         a_ND.device.type != "cuda"
