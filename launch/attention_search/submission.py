@@ -12,11 +12,11 @@ from launch.attention_search.space import Space
 from launch.many.config import SweepConfig
 from launch.many.grid import config_digest
 from launch.many.group import Member, share_snapshot
-from launch.many.plan import Plan
+from launch.many.plan import Plan, load_place
 from launch.many.sweep import submit_members
 from launch.submission.job import Job
 from launch.submission.record import launch_folder
-from launch.submission.request import Request, load_cluster, load_recipe, split_overrides
+from launch.submission.request import Request, load_recipe, split_overrides
 from launch.submission.run import submit_run
 from launch.submission.slurm import script_text
 from launch.submission.snapshot import read_source
@@ -36,19 +36,11 @@ def read_launched(
     """Recipe and cluster file; `words` are settings of both. ConfigError with the mistakes in either."""
     of_recipe, of_cluster, mistakes = split_overrides("pretrain", words)
     search: Search | None = None
-    place: ClusterConfig | None = None
     try:
         search = read_search(recipe, of_recipe, out=out, trials=trials, workers=workers, max_flops=max_flops)
     except ConfigError as error:
         mistakes.append(str(error))
-    try:
-        place = load_cluster(cluster, of_cluster)
-    except ConfigError as error:
-        mistakes.append(str(error))
-    if place is not None and place.kind == "debug":
-        mistakes.append(
-            "kind debug becomes the one process it runs, and a search has several: use kind local"
-        )
+    place = load_place(cluster, of_cluster, mistakes)
     if mistakes or search is None or place is None:
         raise ConfigError("\n".join(mistakes))
     return search, place

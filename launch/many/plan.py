@@ -49,7 +49,6 @@ class Plan:
 def read_plan(file: str, overrides: Sequence[str], *, cluster: str, out: Path | None) -> Plan:
     """Reads the sweep's file and the cluster's; raises ConfigError with the mistakes in either."""
     config: SweepConfig | None = None
-    place: ClusterConfig | None = None
     mistakes: list[str] = []
     of_recipe: list[str] = []
     of_cluster: list[str] = []
@@ -59,14 +58,7 @@ def read_plan(file: str, overrides: Sequence[str], *, cluster: str, out: Path | 
         mistakes += _varied_and_fixed(config, of_recipe)
     except ConfigError as error:
         mistakes.append(str(error))
-    try:
-        place = load_cluster(cluster, of_cluster)
-    except ConfigError as error:
-        mistakes.append(str(error))
-    if place is not None and place.kind == "debug":
-        mistakes.append(
-            "kind debug becomes the one process it runs, and so cannot run several: use kind local"
-        )
+    place = load_place(cluster, of_cluster, mistakes)
     if mistakes or config is None or place is None:
         raise ConfigError("\n".join(mistakes))
     return Plan(
@@ -77,6 +69,20 @@ def read_plan(file: str, overrides: Sequence[str], *, cluster: str, out: Path | 
         cluster=place,
         out=Path.cwd() / (out or Path("runs") / Path(file).stem),
     )
+
+
+def load_place(file: str, overrides: Sequence[str], mistakes: list[str]) -> ClusterConfig | None:
+    """A cluster file for several runs at once; what is wrong with it goes to `mistakes`."""
+    try:
+        place = load_cluster(file, overrides)
+    except ConfigError as error:
+        mistakes.append(str(error))
+        return None
+    if place.kind == "debug":
+        mistakes.append(
+            "kind debug becomes the one process it runs, and so cannot run several: use kind local"
+        )
+    return place
 
 
 def _varied_and_fixed(config: SweepConfig, of_recipe: Sequence[str]) -> list[str]:
