@@ -35,11 +35,15 @@ def main(arguments: list[str]) -> int:
     add_arguments(parser, "attention")
     parser.add_argument("--rows", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
     parser.add_argument("--costs", type=Path, default=RESULTS / "attention_cost.json")
+    parser.add_argument(
+        "--students", type=Path, default=RESULTS / "distill", help="results of benchmarks.distill"
+    )
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "attention_systems.png")
     given = parser.parse_args(arguments)
     if given.action == "table":
-        results = read_results(given.results)
-        write_table(results, SYSTEMS, costs=given.costs, out=given.out, figure=given.figure)
+        students = read_results(given.students) if given.students.is_dir() else []
+        results, students = read_results(given.results), [run for run in students if run["fraction"] == 1.0]
+        write_table(results, students, costs=given.costs, out=given.out, figure=given.figure)
         return 0
     run_missing(_runs(given), folder=given.runs, results=given.results)
     return 0

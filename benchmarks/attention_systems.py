@@ -18,7 +18,7 @@ class System:
 
     title: str
     network: str
-    """Recipe in benchmarks/attention_networks."""
+    """Recipe in benchmarks/attention_networks, or "student"."""
     base: str | None = None
     """The row whose errors it is to save; None: it is one that others are held against."""
     settings: tuple[str, ...] = ()
@@ -86,3 +86,9 @@ SYSTEMS: Mapping[str, System] = {
         title="two-stage ViT, float8", network="vit", base="two_stage", settings=(_TWO_STAGE, _FLOAT8)
     ),
 }
+
+DISTILLED: Mapping[str, System] = {
+    "none": System(title="small SE-ResNet, no teacher", network="student"),
+    "both": System(title="small SE-ResNet, distilled", network="student", base="none"),
+}
+"""Rows of benchmarks/distill.py that stand below these: its student on all labels."""

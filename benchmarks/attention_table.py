@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.attention_systems import System
+from benchmarks.attention_systems import DISTILLED, SYSTEMS, System
 from benchmarks.result_file import write_result_file
 from benchmarks.seeded_runs import Results, errors_saved, half_interval
 
@@ -42,17 +42,15 @@ def table_rows(
     ]
 
 
-def write_table(
-    results: Results, systems: Mapping[str, System], *, costs: Path, out: Path, figure: Path
-) -> None:
-    """The result file that docs show, and the figure beside it."""
+def write_table(results: Results, students: Results, *, costs: Path, out: Path, figure: Path) -> None:
+    """The result file that docs show, and the figure beside it; `students` are those of benchmarks/distill.py."""
     measured = {row["row"]: row for row in json.loads(costs.read_text())["rows"]} if costs.exists() else {}
-    rows = table_rows(results, systems, measured)
+    rows = table_rows(results, SYSTEMS, measured) + table_rows(students, DISTILLED, {})
     write_result_file(
         out,
         columns=COLUMNS,
         rows=rows,
-        note=_note(results),
+        note=_note([*results, *students]),
         machine=results[0]["machine"],
         versions=results[0]["versions"],
     )

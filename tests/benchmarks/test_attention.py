@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.attention import training
+from benchmarks.attention import main, training
 from benchmarks.attention_systems import SYSTEMS
 from benchmarks.attention_table import draw, table_rows
 from configs.load import load_config
@@ -53,3 +54,36 @@ def test_a_system_is_held_against_its_base_and_shown_with_what_it_costs(tmp_path
     assert gated["train"] == 500.0 and base["train"] is None
     draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_table_ends_with_the_student_of_the_distillation_on_all_labels(tmp_path: Path) -> None:
+    fixed = {"num_images": 10_000, "machine": {}, "versions": {}}
+    systems, students = tmp_path / "systems", tmp_path / "students"
+    write_results(systems, [result_of("cnn", 0, 90.0) | fixed])
+    taught = [result_of("none", 0, 91.0), result_of("both", 0, 92.8), result_of("logits", 0, 92.0)]
+    few = [result_of("both", 0, 85.0) | {"fraction": 0.1}]
+    write_results(students, [{"fraction": 1.0} | fixed | result for result in taught + few])
+    out, figure = tmp_path / "table.json", tmp_path / "figure.png"
+    folders = [
+        "--results",
+        str(systems),
+        "--students",
+        str(students),
+        "--out",
+        str(out),
+        "--figure",
+        str(figure),
+    ]
+    assert main(["table", *folders]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["top1"], row["saved"]) for row in rows] == [
+        (90.0, None),
+        (91.0, None),
+        (92.8, pytest.approx(20.0)),
+    ]
+
+
+def write_results(folder: Path, results: list[dict[str, Any]]) -> None:
+    folder.mkdir()
+    for number, result in enumerate(results):
+        (folder / f"{number}.json").write_text(json.dumps(result))
