@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_START_S = 20.0
+_START_S = 60.0
 _POLL_S = 0.02
 
 # Faults are files whose presence nginx looks for at each request, so that a test switches them without a restart.
