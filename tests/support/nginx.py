@@ -106,7 +106,8 @@ class NginxServer:
     def requests(self, path: str = "") -> list[Request]:
         """What was asked for and has ended, of one path or of all."""
         log = self._folder / "access.log"
-        lines = log.read_text().splitlines() if log.exists() else []
+        text = log.read_text() if log.exists() else ""
+        lines = text.rpartition("\n")[0].splitlines()  # the last may be on its way
         parsed = (line.split(" ") for line in lines)
         asked = [
             Request(status=int(status), method=method, path=uri, range=asked_range, bytes_sent=int(sent))
