@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from configs.load import packaged_root
+from tests.support.nginx import wait_until
+from tests.support.processes import has_ended
 
 PARENT = """
 import multiprocessing, os, time
@@ -43,7 +44,4 @@ def test_an_idle_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         assert parent.stdout is not None
         worker = psutil.Process(int(parent.stdout.readline()))
         parent.send_signal(signal.SIGKILL)
-        deadline = time.monotonic() + 30
-        while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+        wait_until(lambda: has_ended(worker))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
@@ -194,6 +194,7 @@ def test_only_what_is_used_has_a_bound() -> None:
     assert set(MAX_BYTES) == {"jpg", "jpeg", "png", "webp", "cls", "txt", "json"}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text(min_size=1), st.binary(max_size=1500)), max_size=5), st.sampled_from([0, 1, 2])
 )

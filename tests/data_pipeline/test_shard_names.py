@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.errors import DataError
@@ -30,6 +30,7 @@ def test_names_are_spelled_out_in_order(location: str, urls: list[str]) -> None:
     assert find_names(location).urls == urls
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 300), st.integers(1, 8))
 def test_ranges_are_padded_as_they_are_written(first: int, count: int, width: int) -> None:
     pattern = f"a-{{{first:0{width}d}..{first + count:0{width}d}}}.tar"

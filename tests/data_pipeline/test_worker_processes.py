@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import ShardLoader
 from tests.support.loading import LENGTHS, configure, take
+from tests.support.nginx import wait_until
+from tests.support.processes import has_ended
 from tests.support.shards import make_shards
 
 
@@ -64,11 +65,21 @@ def test_the_memory_of_a_worker_grows_neither_with_epochs_nor_with_the_corpus(
         for _ in range(loader.batches_per_epoch):
             next(batches)
         if epoch:
-            resident.append(worker.memory_full_info().uss / 2**20)
-    settled = resident[4:]  # a process that was forked first makes the pages it touches its own
+            resident.append(own_memory(worker.pid))
+    settled = resident[4:]
     assert abs(np.polyfit(np.arange(len(settled)), settled, 1)[0]) < 0.1, resident  # MiB per epoch
     assert max(settled) - min(settled) < 4, resident
-    assert max(settled) < 400, resident  # with a torch of its own, where the fork server came without one
+    assert max(settled) < 400, resident  # most of it are torch's tables
+
+
+def own_memory(pid: int) -> float:
+    """MiB of a process that are from no file, and its blocks of shared memory.
+
+    NOTE: not what it has alone (USS), which grows by libraries when another process that has them too comes to its end.
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    kilobytes = {name: int(size) for name, size, _ in (line.split() for line in lines)}
+    return (kilobytes["Anonymous:"] + kilobytes["Pss_Shmem:"]) / 1024
 
 
 # The program that a signal or a kill hits: its own process, so that workers have a parent of their own.
@@ -129,7 +140,7 @@ def test_workers_end_when_the_training_process_is_killed(program: subprocess.Pop
     children = psutil.Process(program.pid).children(recursive=True)
     assert len(children) >= 3
     program.kill()
-    assert eventually(lambda: not any(is_running(child) for child in children))
+    wait_until(lambda: all(has_ended(child) for child in children))
 
 
 @pytest.mark.slow
@@ -137,10 +148,10 @@ def test_a_training_process_that_fails_ends_with_its_workers_and_does_not_hang(
     program: subprocess.Popen[str],
 ) -> None:
     children = psutil.Process(program.pid).children(recursive=True)
-    _, stderr = program.communicate("fail\n", timeout=30)
+    _, stderr = program.communicate("fail\n", timeout=120)
     assert program.returncode == 1
     assert "the training process fails" in stderr
-    assert eventually(lambda: not any(is_running(child) for child in children))
+    wait_until(lambda: all(has_ended(child) for child in children))
 
 
 @pytest.mark.slow
@@ -151,7 +162,7 @@ def test_a_killed_worker_is_replaced_and_the_run_goes_on(program: subprocess.Pop
     assert ask(program, "go on") == "went on\n"
     assert ask(program, "go on") == "went on\n"
     workers = psutil.Process(program.pid).children(recursive=True)
-    assert killed.pid not in [child.pid for child in workers if is_running(child)]
+    assert killed.pid not in [child.pid for child in workers if not has_ended(child)]
 
 
 def file_behind(tensor: torch.Tensor) -> str:
@@ -170,16 +181,3 @@ def ask(program: subprocess.Popen[str], line: str) -> str:
     program.stdin.write(line + "\n")
     program.stdin.flush()
     return program.stdout.readline()
-
-
-def is_running(process: psutil.Process) -> bool:
-    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

@@ -90,6 +90,7 @@ def test_kernel_equals_float64_attention_at_other_sizes(kernel: Kernel, n: int, 
 
 
 def test_autocast_lowers_what_attend_is_given() -> None:
+    torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
     bias = torch.randn(1, 3, 5, 5, requires_grad=True)
     expected = attend(q, k, v, bias)

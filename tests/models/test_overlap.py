@@ -12,7 +12,7 @@ from models.overlap import map_correlation, map_pointing
 def test_correlation_is_numpys_over_the_places_of_each_image() -> None:
     a, b = torch.rand(4, 5, 5), torch.rand(4, 5, 5)
     expected = [np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a, b, strict=True)]
-    np.testing.assert_allclose(map_correlation(a, b), expected, rtol=1e-4)
+    np.testing.assert_allclose(map_correlation(a, b), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(map_correlation(a, 7 * a + 1), torch.ones(4))
     torch.testing.assert_close(map_correlation(a, -a), -torch.ones(4))
     assert map_correlation(torch.ones(1, 5, 5), b[:1]).item() == 0.0

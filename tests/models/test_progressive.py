@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -61,6 +61,7 @@ def images_for(name: str) -> Tensor:
     return IMAGES[..., :16, :16] if name.startswith("vit") else IMAGES
 
 
+@settings(deadline=None)
 @given(
     over=st.integers(1, 1000),
     fade=st.none() | st.integers(0, 1000),

@@ -45,6 +45,7 @@ def test_taken_in_groups_and_packed_again_everything_is_in_its_place(counts: lis
     assert pack.image_of_token().bincount().tolist() == counts
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.sampled_from([0.0, 0.125, 1.0]))
 def test_groups_hold_each_image_once_and_pad_by_no_more_than_the_slack(
     counts: list[int], slack: float

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-_START_S = 20.0
+_START_S = 60.0
 _POLL_S = 0.02
 
 # Faults are files whose presence nginx looks for at each request, so that a test switches them without a restart.
@@ -106,7 +106,8 @@ class NginxServer:
     def requests(self, path: str = "") -> list[Request]:
         """What was asked for and has ended, of one path or of all."""
         log = self._folder / "access.log"
-        lines = log.read_text().splitlines() if log.exists() else []
+        text = log.read_text() if log.exists() else ""
+        lines = text.rpartition("\n")[0].splitlines()  # the last may be on its way
         parsed = (line.split(" ") for line in lines)
         asked = [
             Request(status=int(status), method=method, path=uri, range=asked_range, bytes_sent=int(sent))

@@ -63,6 +63,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         if asked and start >= len(content):
             self.send_error(416)
             return
+        with self.server.lock:  # before it is sent: who has the answer finds it counted
+            self.server.num_requests += 1
+            self.server.num_bytes += stop - start
         self.send_response(206 if asked else 200)
         if asked:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
@@ -70,9 +73,6 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         self.wfile.write(content[start:stop])
-        with self.server.lock:
-            self.server.num_requests += 1
-            self.server.num_bytes += stop - start
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing on stderr."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -39,6 +39,7 @@ def test_without_phases_all_images_have_one_size_and_no_duration_is_needed() -> 
         ImageSizes.of(progressive(("10 %", 96)), None, **SCALE)
 
 
+@settings(deadline=None)
 @given(
     shares=st.lists(st.integers(1, 499), min_size=1, max_size=6, unique=True).map(sorted),
     step=st.integers(0, 499),

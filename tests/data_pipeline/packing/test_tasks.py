@@ -19,6 +19,7 @@ from data_pipeline.packing.pack import Effort, build
 from data_pipeline.packing.share import Share
 from tests.support.images import make_image_folder
 from tests.support.slurm import missing_for_slurm, slurm_cluster
+from tests.support.stalling_disk import StallingDisk
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = Layout(shard_size=2)
@@ -103,10 +104,15 @@ def test_tasks_keep_others_out_and_fresh_is_not_for_them(source: Path, tmp_path:
         build(source, target, layout=Layout(shard_size=3), effort=one_of(1, 2))
 
 
-def kill_after(processes: list[subprocess.Popen[bytes]], target: Path, num_changes: int) -> bool:
-    """Kills process groups once the target folder was seen to change so often; False if they ended before."""
+def kill_after(
+    processes: list[subprocess.Popen[bytes]], target: Path, num_changes: int, disk: StallingDisk
+) -> bool:
+    """Kills process groups once the target folder was seen to change so often, or they wait for their disk.
+
+    False if they ended before.
+    """
     changes, before = 0, None
-    while changes < num_changes:
+    while changes < num_changes and not disk.has_stalled:
         if all(process.poll() is not None for process in processes):
             break
         now = sorted(path.name for path in target.iterdir()) if target.exists() else None
@@ -141,19 +147,22 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert whole.returncode == 0, whole.stderr
     commands = [command(source, tmp_path / "out", *task) for task in tasks]
     moments, num_killed = random.Random(7), 0
-    for _ in range(4):
+    for start in range(4):
+        # Six syncs for each shard: four starts of two writers do not come to the end of 60 shards.
+        disk = StallingDisk(tmp_path / f"disk{start}", num_syncs=36)
         processes = [
             subprocess.Popen(
                 started,
                 cwd=ROOT,
+                env=disk.environment,
                 stderr=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
             for started in commands
         ]
-        num_killed += kill_after(processes, tmp_path / "out", moments.randrange(1, 60))
-    assert num_killed >= 2
+        num_killed += kill_after(processes, tmp_path / "out", moments.randrange(1, 60), disk)
+    assert num_killed == 4
     for last in commands:
         done = subprocess.run(last, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

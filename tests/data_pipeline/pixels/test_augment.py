@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.data import AugmentConfig, ColourJitterConfig, RandAugmentConfig
@@ -39,6 +39,7 @@ def test_numbers_are_uniform_and_columns_are_independent() -> None:
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.036
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), low=st.floats(0.01, 1.0))
 def test_crops_lie_within_the_image_whatever_its_shape(height: int, width: int, low: float) -> None:
     config = AugmentConfig(scale=(low, 1.0))

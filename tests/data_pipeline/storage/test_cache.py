@@ -250,6 +250,7 @@ def test_content_of_another_digest_is_fetched_once_more_and_then_refused(
     )
     with pytest.raises(DataError, match=rf"shard '{shard.url}' has not the digest its index says"):
         ShardCache().open(shard.url, shard)
+    wait_until(lambda: len(server.requests(f"/{name}")) >= 2)
     assert len(server.requests(f"/{name}")) == 2
     assert list(folder.iterdir()) == [folder / ".lock"]
 
@@ -275,6 +276,7 @@ def test_processes_that_want_one_shard_at_once_fetch_it_once(server: NginxServer
         for holder in holders:
             holder.communicate()
     assert read(ShardCache(), shard) == content
+    wait_until(lambda: bool(server.requests("/a.tar")))
     (request,) = server.requests("/a.tar")
     assert request.bytes_sent > 300 * KILO
 
@@ -284,18 +286,18 @@ def test_processes_that_want_one_shard_at_once_fetch_it_once(server: NginxServer
 def test_a_process_killed_in_a_download_leaves_nothing_that_hinders_or_stays(
     server: NginxServer, tmp_path: Path, folder: Path
 ) -> None:
-    content = os.urandom(3_000 * KILO)
+    content = os.urandom(30_000 * KILO)  # more than a minute's worth of a slow server
     shard = stored(tmp_path / "served" / "a.tar", content, url=f"{server.url}/a.tar")
-    unwanted = stored(tmp_path / "served" / "b.tar", os.urandom(3_000 * KILO), url=f"{server.url}/b.tar")
+    unwanted = stored(tmp_path / "served" / "b.tar", os.urandom(30_000 * KILO), url=f"{server.url}/b.tar")
     for victim_of in (shard, unwanted):
         with server.fault("slow"):
-            victim = start(victim_of, max_bytes=4_000 * KILO)
+            victim = start(victim_of, max_bytes=40_000 * KILO)
             wait_until(lambda: any(path.stat().st_blocks > 64 for path in folder.glob("*.partial")))
             victim.send_signal(signal.SIGKILL)
             victim.communicate()
         assert list(folder.glob("*.partial"))
-        assert read(ShardCache(max_bytes=4_000 * KILO), shard) == content
-    read(ShardCache(max_bytes=4_000 * KILO), stored(tmp_path / "c.tar.gz", gzip.compress(content[:KILO])))
+        assert read(ShardCache(max_bytes=40_000 * KILO), shard) == content
+    read(ShardCache(max_bytes=40_000 * KILO), stored(tmp_path / "c.tar.gz", gzip.compress(content[:KILO])))
     assert not list(folder.glob("*.partial"))
 
 
@@ -310,6 +312,7 @@ def test_a_thread_that_fetches_ahead_and_the_reader_fetch_once(server: NginxServ
         wait_until(lambda: any(cache.folder.glob("*.partial")) or any(cache.folder.glob("*.tar")))
         assert read(cache, shard) == content
         ahead.join()
+    wait_until(lambda: bool(server.requests("/a.tar")))
     assert len(server.requests("/a.tar")) == 1
 
 

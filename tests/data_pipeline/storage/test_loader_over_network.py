@@ -98,7 +98,7 @@ def test_batches_over_http_are_those_from_disk_and_the_cache_keeps_its_bound(
     for expected in take(iter(loader(local)), 40):
         assert take(over_http, 1) == [expected]
         # No look is at one moment: a shard may be counted before it makes room for another, which is counted too.
-        wait_until(lambda: held(cache) <= bound, timeout_s=5)
+        wait_until(lambda: held(cache) <= bound)
 
 
 @pytest.mark.slow
