@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import IO, Literal
 
 from configs.exit_code import USAGE
 from launch.programs import program_command, program_environment
+from launch.submission.rendezvous import free_port
 from launch.supervise import INTERRUPTED, STOPPED, Command, run_together
 
 _MAX_CPU_RANKS = 2
@@ -64,7 +64,7 @@ def run_ranks(
     Rank 0 prints here. What the others print is appended to their logs when they end, since until the program has
     taken the run folder `out` nobody may write in it; a program without one leaves none.
     """
-    port, has_gpu = _free_port(), count_gpus(os.environ) > 0
+    port, has_gpu = free_port(), count_gpus(os.environ) > 0
     with contextlib.ExitStack() as files:
         outputs = [None if rank == 0 else files.enter_context(_temporary_file()) for rank in range(num_ranks)]
         outcome = run_together(
@@ -115,13 +115,6 @@ def rank_environment(
             "MASTER_PORT": str(port),
         }
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _temporary_file() -> IO[bytes]:

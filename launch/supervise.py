@@ -50,9 +50,14 @@ class Outcome:
     """Signals that reached us and were passed on."""
 
 
-def run_together(commands: Sequence[Command], *, grace_s: float = 15.0) -> Outcome:
-    """Runs the commands side by side until all have ended; when one fails, the others get `grace_s` seconds to stop."""
-    received: list[int] = []
+def run_together(
+    commands: Sequence[Command], *, grace_s: float = 15.0, received: list[int] | None = None
+) -> Outcome:
+    """Runs the commands side by side until all have ended; when one fails, the others get `grace_s` seconds to stop.
+
+    `received` are signals that came before and are passed on too; whoever collects them may do so until this begins.
+    """
+    received = [] if received is None else received
     children: list[subprocess.Popen[bytes]] = []
     with _receiving(received):
         try:

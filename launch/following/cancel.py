@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -58,7 +59,8 @@ def _ask_to_stop(state: RunState, *, save: bool) -> None:
     job = state.job
     if job is None or not job.is_alive:
         if state.process is not None:
-            os.kill(state.process, _SAVE if save else signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since it was looked at
+                os.kill(state.process, _SAVE if save else signal.SIGKILL)
         return
     (
         launch_folder(state.folder) / CANCELLED

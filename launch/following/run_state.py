@@ -80,9 +80,7 @@ class RunWatch:
         submissions = {folder: read_submission(folder) for folder in self._tails}
         view = look_at_jobs(filter(None, map(newest_job, submissions.values())))
         self.problem = view.problem
-        return [
-            _run_state(folder, tail.read(), submissions[folder], view) for folder, tail in self._tails.items()
-        ]
+        return [_run_state(folder, tail, submissions[folder], view) for folder, tail in self._tails.items()]
 
 
 def newest_job(submission: Submission | None) -> str:
@@ -132,9 +130,11 @@ def _ended_well(run_folder: Path, job_id: str) -> bool:
     return bool(history) and history[-1].action == "finished"
 
 
-def _run_state(folder: Path, progress: Progress, submission: Submission | None, view: SlurmView) -> RunState:
+def _run_state(folder: Path, tail: EventTail, submission: Submission | None, view: SlurmView) -> RunState:
     job_id = newest_job(submission)
-    job, process = view.jobs.get(job_id), training_process(folder)
+    job, progress, process = view.jobs.get(job_id), tail.read(), training_process(folder)
+    if process == 0 and progress.phase == "running":  # it may have said its last word between the two looks
+        progress = tail.read()
     is_here = progress.host in ("", socket.gethostname())
     notes = read_notes(folder, job_id)
     state, why = judge(progress, job, notes, process=process, is_here=is_here, now=time.time())

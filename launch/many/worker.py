@@ -94,7 +94,7 @@ def _lead(work: Work, study: Study, words: Words, received: list[int]) -> int:
             continue
         words.say_trial(arguments)
         watch = _Watch(study, trial, MetricTail(work.folder(trial), work.search.metric))
-        outcome = watch.during(work.program, arguments)
+        outcome = watch.during(work.program, arguments, received)
         code = _first_hand(outcome.code, words.wait_for_others())
         if (code in (STOPPED, INTERRUPTED) and not watch.pruned) or code in _COME_BACK:
             return code
@@ -102,7 +102,7 @@ def _lead(work: Work, study: Study, words: Words, received: list[int]) -> int:
         num_failures = 0 if is_good else num_failures + 1
         if num_failures == _MOST_FAILURES:
             return code or 1
-        received += [number for number in outcome.signals if number != PRUNE_SIGNAL]
+        received[:] = [number for number in (*received, *outcome.signals) if number != PRUNE_SIGNAL]
     return STOPPED if received else 0
 
 
@@ -137,11 +137,11 @@ def _follow(work: Work, words: Words) -> int:
     return words.end_code
 
 
-def _run(program: str, arguments: Sequence[str]) -> Outcome:
+def _run(program: str, arguments: Sequence[str], received: list[int] | None = None) -> Outcome:
     command = Command(
         arguments=program_command(program, arguments), environment=program_environment(os.environ)
     )
-    return run_together([command])
+    return run_together([command], received=received)
 
 
 def _mistake(work: Work, arguments: Sequence[str]) -> str | None:
@@ -171,12 +171,12 @@ class _Watch:
         """What the trial is judged by."""
         return self.tail.metric
 
-    def during(self, program: str, arguments: Sequence[str]) -> Outcome:
-        """Runs the program and watches it."""
+    def during(self, program: str, arguments: Sequence[str], received: list[int]) -> Outcome:
+        """Runs the program and watches it; signals that were received just before are for the program."""
         thread = threading.Thread(target=self._watch)
         thread.start()
         try:
-            outcome = _run(program, arguments)
+            outcome = _run(program, arguments, received)
         finally:
             self._ended.set()
             thread.join()

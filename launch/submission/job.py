@@ -171,7 +171,8 @@ def _run(run_folder: Path, place: Place, received: list[int]) -> RankEnd:
                 environment=rank_environment(os.environ, submission, place, meeting),
                 output=tail.input,
             )
-        ]
+        ],
+        received=received,
     )
     return _end(place, _code(outcome), tail.last_line())
 

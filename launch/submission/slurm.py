@@ -214,6 +214,8 @@ def _teardown(jobs: Sequence[Job]) -> list[str]:
     after = f"{shlex.quote(sys.executable)} -m launch.submission.after"
     return [
         f"mirada_runs=({folders})",
+        # What comes next ignores the end of the job, and has to do so while its interpreter starts, too.
+        "trap '' TERM HUP USR1 USR2",
         f'exec {after} "${{mirada_runs[${{SLURM_ARRAY_TASK_ID:-0}}]}}"',
     ]
 

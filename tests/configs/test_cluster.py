@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.base import ConfigError
@@ -37,6 +37,7 @@ def test_a_time_limit_is_read_as_sbatch_reads_it_and_with_units(text: str, secon
     assert seconds_of(text) == seconds
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))
 def test_days_hours_minutes_and_seconds_add_up(days: int, hours: int, minutes: int, seconds: int) -> None:
     total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds

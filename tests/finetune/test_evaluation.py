@@ -186,7 +186,7 @@ def test_two_ranks_find_the_numbers_of_one(tmp_path: Path, unhurried: None) -> N
     command = [sys.executable, "-m", "launch.cli", "evaluate", str(run), "--data", SAMPLE, "--json", str(out)]
     options = ["--corrupt", "impulse_noise", "--ranks", "2", "--batch-size", "96"]
     done = subprocess.run(
-        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("1,000 images") == 1

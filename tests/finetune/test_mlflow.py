@@ -106,7 +106,7 @@ def test_an_exported_model_predicts_where_mirada_is_not_and_holds_no_pickle(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -77,7 +77,7 @@ def finetune(
     path.write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "finetune", str(path), "--out", str(folder / name)]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture(scope="module")

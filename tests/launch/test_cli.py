@@ -21,7 +21,7 @@ def mirada(*arguments: str, folder: Path = ROOT, **environment: str) -> subproce
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -95,16 +95,18 @@ def test_config_show_asks_for_the_program_when_the_path_does_not_tell(tmp_path: 
 
 
 def test_every_mistake_is_reported_before_any_process_starts(tmp_path: Path) -> None:
-    start = time.monotonic()
+    for name in ("here", "path"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "path" / "torch.py").write_text("raise SystemExit('torch was imported')")
     result = mirada(
-        "pretrain", PRETRAIN, "optim.lrr=1", "train.global_batch=many", "--out", "run", folder=tmp_path
-    )
+        "pretrain", PRETRAIN, "optim.lrr=1", "train.global_batch=many", "--out", "run",
+        folder=tmp_path / "here", PYTHONPATH=os.pathsep.join([str(tmp_path / "path"), str(ROOT)]),
+    )  # fmt: skip
     assert result.returncode == 2
     assert "optim.lrr: no such key; did you mean 'lr'?  [command line]" in result.stderr
     assert "train.global_batch: 'many' is not allowed" in result.stderr
     assert "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []
-    assert time.monotonic() - start < 20
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_an_unknown_recipe_is_a_message_with_a_guess() -> None:
@@ -125,14 +127,16 @@ def test_programs_show_their_own_help(command: str, words: str) -> None:
 
 def test_under_torchrun_the_command_becomes_the_rank_itself(tmp_path: Path) -> None:
     """The same process goes on as the program: no launcher stands between torchrun and its rank."""
+    (tmp_path / "torch.py").write_text("import time; time.sleep(600)")  # the program comes as far as this
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
     process = subprocess.Popen(
         [sys.executable, "-m", "launch.cli", "pretrain", PRETRAIN, "--out", str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RANK": "0", "WORLD_SIZE": "2"},
+        env={**os.environ, "PYTHONPATH": path, "RANK": "0", "WORLD_SIZE": "2"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while b"-m\0pretrain\0" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.01)

@@ -15,9 +15,10 @@ import pytest
 
 from launch import local
 from launch.local import count_ranks, is_inside_job, rank_environment
+from launch.supervise import Command, run_together
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 PROBE = """
 import json, os, signal, subprocess, sys, time
@@ -25,6 +26,7 @@ from pathlib import Path
 mode, folder, rank = sys.argv[1], Path(sys.argv[2]), os.environ["RANK"]
 if mode == "deaf":
     signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
+if mode in ("deaf", "mistaken"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if mode == "saves":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -32,18 +34,20 @@ if mode == "tells":
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(10 + int(rank)))
 print("rank", rank, "says hello", flush=True)
 child = None if mode == "ends" else subprocess.Popen(["sleep", "600"])
-(folder / "new").with_suffix("." + rank).write_text(json.dumps(
-    {"pids": [os.getpid(), *([child.pid] if child else [])], "environment": dict(os.environ), "path": sys.path}))
-(folder / "new").with_suffix("." + rank).rename(folder / f"rank{rank}.json")
-if mode == "ends":
-    sys.exit(0)
-if mode == "mistaken":
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print("error: no such key", file=sys.stderr)
-    sys.exit(2)
-if mode == "fails" and rank == "1":
-    sys.exit(3)
 try:
+    (folder / "new").with_suffix("." + rank).write_text(json.dumps(
+        {"pids": [os.getpid(), *([child.pid] if child else [])], "environment": dict(os.environ), "path": sys.path}))
+    (folder / "new").with_suffix("." + rank).rename(folder / f"rank{rank}.json")
+    if mode == "ends":
+        sys.exit(0)
+    if mode in ("mistaken", "fails"):
+        while not all((folder / f"rank{other}.json").exists() for other in (0, 1)):
+            time.sleep(0.01)
+    if mode == "mistaken":
+        print("error: no such key", file=sys.stderr)
+        sys.exit(2)
+    if mode == "fails" and rank == "1":
+        sys.exit(3)
     while True:
         time.sleep(600)
 except KeyboardInterrupt:
@@ -55,7 +59,8 @@ import sys
 from pathlib import Path
 from launch.local import run_ranks
 mode, folder = sys.argv[1:]
-sys.exit(run_ranks("probe", [mode, folder], num_ranks=2, out=Path(folder) / "run", again="mirada probe", grace_s=0.5))
+grace_s, out = 0.5 if mode == "deaf" else 60.0, Path(folder) / "run"
+sys.exit(run_ranks("probe", [mode, folder], num_ranks=2, out=out, again="mirada probe", grace_s=grace_s))
 """
 
 
@@ -114,13 +119,21 @@ def test_ranks_get_what_torchrun_would_give_them(launch: Callable[[str], Launch]
     assert first["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
 
 
+def test_ranks_meet_at_a_port_that_the_system_hands_out_to_nobody(launch: Callable[[str], Launch]) -> None:
+    """Rank 0 listens there seconds later, when it has imported torch."""
+    first, _ = (report["environment"] for report in launch("ends").ranks())
+    handed_out = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert int(first["MASTER_PORT"]) < int(handed_out[0])
+
+
 def test_a_failing_rank_ends_the_others_and_its_code_is_returned(launch: Callable[[str], Launch]) -> None:
     started = launch("fails")
     pids = started.pids()
     code, _, errors = started.end()
     assert code == 3
     assert "rank 1 ended with exit code 3" in errors and "rank 1 says hello" in errors
-    assert not any(map(is_alive, pids))
+    # The ranks' children were killed too, but the kernel ends them when it comes to that.
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
 def test_a_mistake_that_every_rank_finds_is_told_once(launch: Callable[[str], Launch]) -> None:
@@ -135,7 +148,7 @@ def test_ctrl_c_reaches_every_rank_and_says_how_to_resume(launch: Callable[[str]
     code, _, errors = started.end()
     assert code == 130
     assert errors == "interrupted; next start resumes: mirada probe\n"
-    assert not any(map(is_alive, pids))
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
 def test_ranks_that_save_and_stop_on_sigterm_are_no_failure(launch: Callable[[str], Launch]) -> None:
@@ -154,6 +167,12 @@ def test_user_signals_are_passed_on(launch: Callable[[str], Launch]) -> None:
     assert started.end()[0] in (10, 11)
 
 
+def test_a_signal_that_came_just_before_the_ranks_began_is_passed_on() -> None:
+    sleeper = Command(arguments=["sleep", "600"], environment=os.environ)
+    outcome = run_together([sleeper], received=[signal.SIGUSR2])
+    assert (outcome.code, outcome.signals) == (128 + signal.SIGUSR2, [signal.SIGUSR2])
+
+
 def test_ranks_deaf_to_signals_are_killed_after_the_second_ctrl_c(launch: Callable[[str], Launch]) -> None:
     started = launch("deaf")
     pids = started.pids()
@@ -161,7 +180,7 @@ def test_ranks_deaf_to_signals_are_killed_after_the_second_ctrl_c(launch: Callab
     wait_until((started.folder / "interrupted").exists)
     started.process.send_signal(signal.SIGINT)
     assert started.end()[0] == 130
-    assert not any(map(is_alive, pids))
+    wait_until(lambda: not any(map(is_alive, pids)))
 
 
 def test_kill_9_of_the_launcher_ends_its_ranks(launch: Callable[[str], Launch]) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ RECIPE = (
     "train.log_every=1",
     "tracking.system_metrics=false",
 )
-_PATIENCE_S = 200.0
+_PATIENCE_S = 600.0
 """For what takes a start of the ranks or two: importing PyTorch and DeepSpeed on a machine that has much else to do."""
 _POLL_S = 0.05
+_ASK_S = 1.0
 _ALIVE = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
 
 
@@ -96,6 +98,7 @@ class Drill:
         """Does something to the job that sends the ranks a signal; the step they are in lasts until it arrives."""
         self.wait_for_step(after_step, start=start)
         pids = list(self.freeze().values())
+        assert pids, f"no rank is left to be interrupted\n{self.log()}"
         act()
         self._wait(lambda: all(_has_got(pid, by) for pid in pids), f"{by.name} for all ranks")
         self.thaw()
@@ -142,12 +145,20 @@ class Drill:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        """NOTE: a busy controller may answer a minute late, and the run does not wait for it: it is asked aside."""
         end = time.monotonic() + _PATIENCE_S
-        while not condition():
-            state = self.cluster.job(self.job_id).get("JobState")
-            assert state in _ALIVE or condition(), f"{state}: {what}\n{self.log()}"
-            assert time.monotonic() < end, f"{what}: not within {_PATIENCE_S} s\n{self.log()}"
-            time.sleep(_POLL_S)
+        controller = ThreadPoolExecutor(max_workers=1)
+        asked, answer = time.monotonic(), controller.submit(self.cluster.job, self.job_id)
+        try:
+            while not condition():
+                if answer.done() and time.monotonic() > asked + _ASK_S:
+                    state = answer.result().get("JobState")
+                    assert state in _ALIVE or condition(), f"{state}: {what}\n{self.log()}"
+                    asked, answer = time.monotonic(), controller.submit(self.cluster.job, self.job_id)
+                assert time.monotonic() < end, f"{what}: not within {_PATIENCE_S} s\n{self.log()}"
+                time.sleep(_POLL_S)
+        finally:
+            controller.shutdown(wait=False, cancel_futures=True)
 
 
 def launch_drill(
@@ -163,7 +174,7 @@ def launch_drill(
     cluster.run(
         sys.executable, "-m", "launch.cli", "launch", "pretrain", *recipe, *tracking, *overrides,
         "--cluster", str(file), "--out", str(out),
-        PYTHONPATH=str(packaged_root()), PYTHONSAFEPATH="1", OMP_NUM_THREADS="1",
+        timeout_s=_PATIENCE_S, PYTHONPATH=str(packaged_root()), PYTHONSAFEPATH="1", OMP_NUM_THREADS="1",
     )  # fmt: skip
     submission = read_submission(out)
     assert submission is not None

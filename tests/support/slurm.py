@@ -25,7 +25,7 @@ DEBIAN_PACKAGES = {
     "slurmd": "slurmd",
     "srun": "slurm-client",
 }
-_START_S = 60.0
+_START_S = 180.0
 _STOP_S = 15.0
 _PATIENT_ASKS, _BETWEEN_ASKS_S = 5, 1.0
 _POLL_S = 0.1
@@ -40,7 +40,7 @@ class SlurmCluster:
     environment: dict[str, str]
     daemons: Daemons
 
-    def run(self, *command: str, timeout_s: float = 60.0, **variables: str) -> str:
+    def run(self, *command: str, timeout_s: float = 120.0, **variables: str) -> str:
         """Runs a command (srun, sbatch, squeue ...) and returns what it printed; a failure is an AssertionError."""
         result = subprocess.run(
             command,

@@ -10,6 +10,7 @@ from tests.support.daemons import free_ports
 
 CLUSTER_NAME = "mirada"
 
+# On a busy machine daemons answer late, and a test asks long after a job's end what became of it.
 _CONF = """\
 ClusterName={name}
 SlurmctldHost={host}(127.0.0.1)
@@ -37,6 +38,9 @@ ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=5
+MinJobAge=3600
+MessageTimeout=60
+BatchStartTimeout=60
 TreeWidth=65533
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP

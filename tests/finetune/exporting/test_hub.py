@@ -36,7 +36,7 @@ def push(run: Path, out: Path, endpoint: str, *, token: str = TOKEN) -> subproce
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 

@@ -22,7 +22,7 @@ from tests.support.slurm import SlurmCluster, missing_for_slurm, slurm_cluster
 REASON = missing_for_slurm()
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
-CONF = "KillWait=30\nPartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=60 State=UP"
+CONF = "KillWait=120\nPartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=60 State=UP"
 ON_N1 = "n2,n3,n4"
 ON_N2 = "n1,n3,n4"
 
@@ -35,9 +35,9 @@ def undisturbed(cluster: SlurmCluster, folder: Path) -> Drill:
 
 
 def over_its_limit(cluster: SlurmCluster, folder: Path) -> Drill:
-    """The limit is moved to the next minute: SLURM looks at limits every 30 s."""
-    drill = launch_drill(cluster, folder, exclude=ON_N1)
-    moved = ("scontrol", "update", f"jobid={drill.job_id}", "EndTime=now+60")
+    """The limit is moved near: SLURM looks at limits every 30 s, so it asks at once, 90 s or more before the end."""
+    drill = launch_drill(cluster, folder, exclude=ON_N1, grace_s=90)
+    moved = ("scontrol", "update", f"jobid={drill.job_id}", "EndTime=now+120")
     drill.interrupt(lambda: cluster.run(*moved), by=signal.SIGUSR2)
     drill.wait_for_requeue(1)
     cluster.run(
@@ -100,7 +100,6 @@ def cancelled(cluster: SlurmCluster, folder: Path) -> Drill:
 def failing_alike(cluster: SlurmCluster, folder: Path) -> Drill:
     """A file is in the way of the release: every start ends at the last step."""
     drill = launch_drill(cluster, folder, exclude=ON_N1, requeue={"same_failure": 2})
-    drill.wait_for_step(5)
     (drill.out / ".release-partial").touch()
     drill.wait_for_requeue(1)
     drill.start_again()
@@ -211,6 +210,7 @@ def test_a_run_comes_back_on_2_of_4_nodes_with_the_same_batches(
 ) -> None:
     for future in results.values():
         future.exception()  # the drills before have ended, one way or another
+    cluster.wait_until(lambda: set(cluster.node_states().values()) == {"idle"}, what="four free nodes")
     drill = launch_drill(cluster, tmp_path / "fewer", nodes={"min": 2, "max": 4}, tasks_per_node=2)
     drill.interrupt(lambda: cluster.run("scontrol", "requeue", drill.job_id), by=signal.SIGTERM)
     drill.wait_for_requeue(1)

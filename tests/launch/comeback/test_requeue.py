@@ -50,7 +50,7 @@ class Start:
         }
         command = [sys.executable, "-m", "launch.submission.after", str(self.run)]
         return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=60, check=False
+            command, env=environment, capture_output=True, text=True, timeout=600, check=False
         )
 
     def verdict(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from engine.events import EventLog
 from launch.following.cancel import cancel
 from launch.following.event_tail import LOG_NAME
 from launch.following.requeue import requeue
-from launch.following.run_state import RunWatch
+from launch.following.run_state import RunState, RunWatch
 
 HOLDER = """
 import fcntl, json, signal, sys, time
@@ -58,7 +58,7 @@ def test_a_local_run_saves_and_ends(
     run: Path, trainer: subprocess.Popen[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cancel([run], save=True) == 0
-    assert trainer.wait(timeout=10) == 75
+    assert trainer.wait(timeout=60) == 75
     assert capsys.readouterr().out == f"{run}: stopped; saved after step 7\n"
     assert cancel([run], save=True) == 0
     assert capsys.readouterr().out == f"{run}: is stopped already\n"
@@ -66,7 +66,7 @@ def test_a_local_run_saves_and_ends(
 
 def test_a_local_run_can_be_ended_without_saving(run: Path, trainer: subprocess.Popen[str]) -> None:
     assert cancel([run], save=False) == 0
-    assert trainer.wait(timeout=10) == -9
+    assert trainer.wait(timeout=60) == -9
     assert RunWatch([run]).look()[0].state == "vanished"
 
 
@@ -78,6 +78,25 @@ def test_a_run_of_another_machine_is_refused_before_anything_is_stopped(
     with pytest.raises(ConfigError, match=r"none of its processes is on this machine: run this on elsewhere"):
         cancel([run, other], save=True)
     assert trainer.poll() is None
+
+
+def test_a_run_that_ends_just_before_it_is_asked_to_stop_is_told_as_it_ended(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    holders = iter([ended.pid])
+    monkeypatch.setattr("launch.following.run_state.training_process", lambda folder: next(holders, 0))
+    look = RunWatch.look
+
+    def look_and_end(watch: RunWatch) -> list[RunState]:
+        states = look(watch)
+        EventLog(run / LOG_NAME).append("finished", step=9)
+        return states
+
+    monkeypatch.setattr(RunWatch, "look", look_and_end)
+    assert cancel([run], save=True) == 0
+    assert capsys.readouterr().out == f"{run}: finished; without a release\n"
 
 
 def test_a_local_run_is_not_requeued_but_typed_again(run: Path) -> None:

@@ -161,10 +161,13 @@ def test_a_million_points_are_read_in_seconds_and_read_on_at_once(tmp_path: Path
     line = b'{"time": 1.0, "kind": "metrics", "step": 7, "values": {"train/loss": 1.0, "perf/step_s": 1}}\n'
     (tmp_path / LOG_NAME).write_bytes(b'{"time": 1.0, "kind": "run", "total_steps": 9}\n' + line * 1_000_000)
     tail = EventTail(tmp_path)
-    before = time.process_time()
+    before = time.thread_time()
     assert tail.read().step == 7
-    first_s = time.process_time() - before
-    tail.read()
-    again_s = time.process_time() - before - first_s
+    first_s = time.thread_time() - before
+    again_s = []
+    for _ in range(5):
+        before = time.thread_time()
+        tail.read()
+        again_s.append(time.thread_time() - before)
     assert first_s < 5
-    assert again_s < first_s / 50
+    assert min(again_s) < first_s / 50

@@ -84,7 +84,7 @@ def test_following_ends_with_the_run_and_misses_nothing(
     ) as lines:  # each line by itself, while its reader looks for the last ones
         lines.writelines(written)
     log.append("finished", step=9)
-    following.join(timeout=30)
+    following.join(timeout=120)
     assert not following.is_alive()
     shown = capsys.readouterr().out.splitlines(keepends=True)
     assert shown[0] == f"==> {path} <==\n"

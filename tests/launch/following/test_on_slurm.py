@@ -33,7 +33,7 @@ LONG = (
     "tracking.uri=off",
 )
 BROKEN = "broken"
-_PATIENCE_S = 180.0
+_PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class LoginNode:
 
     def launch(self, run: str, *settings: str) -> str:
         """Submits the long run and returns its job."""
-        (self.folder / "c.yaml").write_text("kind: slurm\ntime: 30 min\ngrace_s: 60\n")
+        (self.folder / "c.yaml").write_text("kind: slurm\ntime: 30 min\ngrace_s: 300\n")
         self.type("launch", "pretrain", *LONG, *settings, "--cluster", "c.yaml", "--out", run)
         return self.job(run)
 
@@ -99,18 +99,21 @@ def has_begun(state: dict[str, Any]) -> bool:
 def test_a_run_is_followed_requeued_cancelled_and_sent_back_again(login: LoginNode) -> None:
     job = login.launch("run")
     begun = login.wait_for("run", has_begun, "the first step")
-    assert (begun["job_id"], begun["slurm_state"], begun["nodes"]) == (job, "RUNNING", "n1")
+    node = login.cluster.job(job)["NodeList"]
+    assert (begun["job_id"], begun["slurm_state"], begun["nodes"]) == (job, "RUNNING", node)
     assert (begun["total_steps"], begun["restarts"], begun["ranks"]) == (200_000, 0, 1)
     assert begun["loss"] > 0 and begun["images_per_s"] > 0 and begun["seconds_left"] > 0
 
-    shown = login.type("logs", "run", "--lines", "400")
+    shown = login.type("logs", "run", "--lines", "100000")  # it goes on all the time
     assert f"==> run/launch/{job}_0_log.out <==" in shown and "step 1/200000" in shown
 
     said = login.type("requeue", "run")
     assert said == f"run: job {job} was asked to save with all its ranks and to come back\n"
-    waiting = login.wait_for("run", lambda state: state["state"] == "requeued", "the requeue")
+    pause = "SLURM's pause before a requeue, starts in about"  # told as soon as its scheduler has looked
+    waiting = login.wait_for(
+        "run", lambda state: state["state"] == "requeued" and state["why"].startswith(pause), "the requeue"
+    )
     assert waiting["restarts"] == 1 and waiting["saved_step"] == waiting["step"] > 0
-    assert waiting["why"].startswith("SLURM's pause before a requeue, starts in about")
     login.cluster.hurry(job)
     login.wait_for("run", lambda state: has_begun(state) and state["step"] > waiting["step"], "new steps")
 
@@ -146,7 +149,10 @@ def test_a_job_that_waits_leaves_the_queue_at_once(login: LoginNode) -> None:
     assert waiting["state"] == "waiting" and "starts in about" in waiting["why"]
     assert login.type("requeue", "later").startswith(f"later: job {job} is in the queue already")
     assert login.type("cancel", "later") == "later: cancelled; before its first step\n"
-    assert login.cluster.wait_for_state(job, "CANCELLED")["JobState"] == "CANCELLED"
+    books = ["sacct", "-Xn", "-j", job, "-o", "State"]  # the controller may have forgotten the job by now
+    login.cluster.wait_until(
+        lambda: login.cluster.run(*books).strip().startswith("CANCELLED"), what="a cancelled job in the books"
+    )
     table = login.type("status", ".")
     assert "later" in table and "cancelled" in table and "before its first step" in table
 
@@ -155,7 +161,7 @@ def test_a_job_that_slurm_has_forgotten_is_explained_by_its_accounts(login: Logi
     """A script that fails before the program begins leaves no event: what SLURM wrote down is all there is."""
     job = login.job(BROKEN)
     login.cluster.wait_until(
-        lambda: not login.cluster.job(job), what="the end of SLURM's memory", timeout_s=120
+        lambda: not login.cluster.job(job), what="the end of SLURM's memory", timeout_s=240
     )
     state = login.status(BROKEN)
     assert (state["state"], state["why"]) == ("failed", "SLURM: FAILED (exit code 3:0)")

@@ -149,6 +149,20 @@ def test_a_run_on_this_machine_is_running_as_long_as_its_process_lives(tmp_path:
     assert state.why == "its process is gone and said nothing"
 
 
+def test_a_run_that_ends_while_it_is_looked_at_is_no_vanished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = EventLog(tmp_path / LOG_NAME)
+    log.append("run", total_steps=9)
+
+    def ended_since(folder: Path) -> int:
+        log.append("finished", step=9)
+        return 0
+
+    monkeypatch.setattr("launch.following.run_state.training_process", ended_since)
+    assert RunWatch([tmp_path]).look()[0].state == "finished"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0:00"), (65, "1:05"), (7384, "2:03:04"), (3 * 86400 + 4 * 3600 + 300, "3 d 04:05")],

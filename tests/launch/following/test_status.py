@@ -132,7 +132,7 @@ def test_watching_into_a_file_prints_changes_and_ends_with_the_last_run(
         logs["b"].append("metrics", step=1, images=8, values={"train/loss": 0.25, "perf/step_s": 2.0})
         wait_for(lambda: "loss 0.2500" in shown.read_text(), "the first point")
         logs["b"].append("finished", step=2)
-        watching.join(timeout=30)
+        watching.join(timeout=120)
         assert not watching.is_alive()
     lines = [line for line in shown.read_text().splitlines() if line.startswith(f"{tmp_path}/b")]
     assert lines == [

@@ -37,7 +37,7 @@ NO_LONGER = (
     "data.held_out=0.05",
     "tracking.uri=off",
 )
-LIMIT_S = 240.0
+LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Place:
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

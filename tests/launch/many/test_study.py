@@ -87,7 +87,7 @@ def test_processes_side_by_side_run_each_trial_once_and_no_more_than_asked_for(t
         )
         for number in range(3)
     ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0, 0]
     rows = json.loads((tmp_path / "trials.json").read_text())
     assert [row["trial"] for row in rows] == list(range(9))
     assert {row["state"] for row in rows} == {"complete"}

@@ -41,7 +41,7 @@ def test_all_ranks_get_every_trial_in_order_and_the_end(tmp_path: Path) -> None:
         assert leader.wait_for_others() == [1, 2]
     leader.say_end(75)
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert all(said == [["trial=0"], ["trial=1"], ["trial=2"]] for said in heard.values())
     assert codes == {1: 75, 2: 75}
 

@@ -28,7 +28,7 @@ def launch(folder: Path, *words: str, **environment: str) -> subprocess.Complete
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
 

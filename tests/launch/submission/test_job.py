@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parents[3]
 TASK = """
 import sys
 from pathlib import Path
-from launch.submission.job import Job
-Job(run_folder=Path(sys.argv[1]))()
+from launch.submission import job
+job._OTHERS_S = 120.0
+job.Job(run_folder=Path(sys.argv[1]))()
 """
 PROBE = """
 import json, os, signal, sys, time
@@ -72,7 +73,7 @@ def start(folder: Path, mode: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not happened():
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
@@ -87,7 +88,7 @@ def end_of(folder: Path, attempt: str = "17.0") -> RankEnd:
 def test_a_task_runs_its_rank_of_the_program_where_the_user_was(tmp_path: Path) -> None:
     environment = srun_environment(SLURM_RESTART_COUNT="2", MIRADA_FIRST_NODE="10.0.0.9")
     task = start(tmp_path, "works", **environment)
-    printed = task.communicate(timeout=60)[0]
+    printed = task.communicate(timeout=180)[0]
     assert (task.returncode, printed) == (0, "done\n")
     seen = json.loads((tmp_path / "rank0.json").read_text())
     assert seen["cwd"] == str(tmp_path)
@@ -99,7 +100,7 @@ def test_a_task_runs_its_rank_of_the_program_where_the_user_was(tmp_path: Path) 
 
 def test_a_failure_ends_the_task_with_its_code_and_is_recorded_with_its_last_line(tmp_path: Path) -> None:
     task = start(tmp_path, "fails")
-    printed = task.communicate(timeout=60)[0]
+    printed = task.communicate(timeout=180)[0]
     assert task.returncode == 1 and "ValueError: too bad" in printed
     assert (end_of(tmp_path).code, end_of(tmp_path).last_line) == (1, "ValueError: too bad")
 
@@ -108,7 +109,7 @@ def test_a_program_that_saved_and_stopped_is_no_failure_of_the_step(tmp_path: Pa
     task = start(tmp_path, "saves")
     wait_for((tmp_path / "rank0.json").exists, task)
     task.send_signal(signal.SIGUSR2)
-    printed = task.communicate(timeout=60)[0]
+    printed = task.communicate(timeout=180)[0]
     assert (task.returncode, printed) == (0, "saved\n")
     assert end_of(tmp_path).code == 75
 
@@ -119,7 +120,7 @@ def test_a_signal_before_the_program_can_save_is_a_stop_too(tmp_path: Path, numb
     task = start(tmp_path, "sleeps")
     wait_for((tmp_path / "rank0.json").exists, task)
     task.send_signal(number)
-    task.communicate(timeout=60)
+    task.communicate(timeout=180)
     assert task.returncode == 0
     assert end_of(tmp_path).code == 75
 
@@ -129,7 +130,7 @@ def test_a_program_that_was_killed_is_a_failure(tmp_path: Path) -> None:
     wait_for((tmp_path / "rank0.json").exists, task)
     (child,) = Path(f"/proc/{task.pid}/task/{task.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
-    task.communicate(timeout=60)
+    task.communicate(timeout=180)
     assert task.returncode == 137 and end_of(tmp_path).code == 137
 
 
@@ -141,7 +142,7 @@ def test_a_rank_that_failed_lets_the_others_tell_their_ends_first(tmp_path: Path
     wait_for((folder / "rank_0.json").exists, task)
     assert task.poll() is None
     (folder / "rank_1.json").write_text("{}")
-    task.communicate(timeout=60)
+    task.communicate(timeout=180)
     assert task.returncode == 1
 
 

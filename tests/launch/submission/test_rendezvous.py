@@ -25,7 +25,7 @@ def test_every_rank_hears_what_rank_0_found(tmp_path: Path) -> None:
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(timeout=30)
+        rank.join(timeout=120)
     assert len(set(heard.values())) == 1 and len(heard) == 4
     assert heard[3].address == "10.0.0.1" and 20_000 <= heard[3].port <= 32_767
 

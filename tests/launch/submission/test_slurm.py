@@ -120,6 +120,12 @@ def test_the_tasks_start_in_the_snapshot_with_the_users_set_up(tmp_path: Path) -
     assert f"after -m launch.submission.after {tmp_path}/run 0\n" in printed
 
 
+def test_what_comes_next_is_decided_though_the_job_is_ended_meanwhile(tmp_path: Path) -> None:
+    """SLURM's SIGTERM may come while the interpreter starts, which could not ignore it by itself yet."""
+    ended = "exec bash -c 'kill -TERM $$; echo still here'"
+    assert run(script(tmp_path).replace(f"exec {sys.executable}", ended)).endswith("still here\n")
+
+
 def test_each_task_of_an_array_decides_about_its_own_run(tmp_path: Path) -> None:
     text = script(tmp_path, num_jobs=3, max_parallel=2)
     assert "#SBATCH --array=0-2%2\n" in text
