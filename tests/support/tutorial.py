@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _BLOCK = re.compile(r"^```(?:sh|bash|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
-_TIMEOUT_S = 300
+_TIMEOUT_S = 900
 _TAIL_CHARS = 6000
 
 
