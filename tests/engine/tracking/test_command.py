@@ -102,6 +102,18 @@ def test_a_follower_never_mixes_a_moved_run_with_the_fresh_one_in_its_place(fold
     assert folder.steps() == [1, 2, 3]
 
 
+def test_a_run_is_not_complete_before_its_weights_are_sent_as_well(folder: TrackedRun) -> None:
+    follower = Follower(folder.path, lambda event: MlflowRun(event, folder.path, folder.uri))
+    folder.start()
+    folder.log.append("finished", step=1)
+    follower.send_all()
+    assert not follower.is_complete()
+    folder.release()  # just after the log was read for the last time
+    assert not follower.is_complete()
+    follower.send_all()
+    assert follower.is_complete() and folder.has_sent("release/model.safetensors")
+
+
 @pytest.mark.slow
 def test_following_a_dead_server_ends_with_one_warning(
     tmp_path: Path, mlflow_manners: None, caplog: pytest.LogCaptureFixture
