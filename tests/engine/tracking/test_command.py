@@ -163,8 +163,11 @@ def test_the_follower_of_a_killed_run_sends_the_rest_and_ends(folder: TrackedRun
 
 
 def _is_running(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 
 _HOLDER = """
