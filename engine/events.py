@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class EventLog:
-    """Appends events to a file; one writer, rank 0. Without a path it takes events and keeps none.
+    """Appends events to a file; one writer, rank 0, by any of its threads. Without a path it keeps none.
 
     A full disk does not stop a run: what does not fit waits in memory, and is written in its order when it does.
     """
@@ -27,6 +28,7 @@ class EventLog:
         self._path = path
         self._fd: int | None = None
         self._waiting = b""
+        self._turn = threading.Lock()
         if path is not None:
             cut_torn_line(path)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -36,16 +38,20 @@ class EventLog:
         if self._fd is None:
             return
         event = {"time": round(time.time(), 3), "kind": kind, **fields}
-        was_full = bool(self._waiting)
-        self._waiting += (json.dumps(_plain(event), allow_nan=False) + "\n").encode()
-        self._write()
-        if self._waiting and not was_full:
+        line = (json.dumps(_plain(event), allow_nan=False) + "\n").encode()
+        with self._turn:
+            was_full = bool(self._waiting)
+            self._waiting += line
+            self._write()
+            is_full = bool(self._waiting)
+        if is_full and not was_full:
             log.warning("the disk of %s is full: events wait in memory, until it is not", self._path)
 
     def flush(self) -> None:
         """Returns when all events are on the disk."""
         if self._fd is not None:
-            self._write()
+            with self._turn:
+                self._write()
             os.fsync(self._fd)
 
     def close(self) -> None:

@@ -164,7 +164,8 @@ def _watch_run(run_dir: Path) -> None:
             sys.stdout.write(f"{run_dir}: tracking.uri is 'off', nothing is sent\n")
             return
         seen = log_file.stat()
-        if _follow_all(followers, parent=None, grace_s=math.inf) and followers[0].is_complete():
+        ended = _follow_all(followers, parent=None, grace_s=math.inf)
+        if ended and all(follower.is_complete() for follower in followers):
             sys.stdout.write(f"{run_dir}: finished, everything is sent\n")
             return
         while log_file.is_file() and _is_same(log_file.stat(), seen):

@@ -111,8 +111,9 @@ class Follower:
         return num_events
 
     def is_complete(self) -> bool:
-        """The run is finished, and its weights are written."""
-        return self.status() == "FINISHED" and not self.awaits_release()
+        """The run is finished, its weights are written, and nothing that the log says by now is left to be sent."""
+        ended = self.status() == "FINISHED" and not self.awaits_release()
+        return ended and next(read_from(self._log, self._state.offset), None) is None
 
     def mark_vanished(self) -> None:
         """Tells the sink that training went away without a last event."""

@@ -40,18 +40,22 @@ def find_parent(client: MlflowClient, folder: str | None, child: Run) -> str | N
         return str((known[0] if known else _create(client, experiment, sweep)).info.run_id)
 
 
-def update_parent(client: MlflowClient, parent: str) -> None:
-    """RUNNING while one of its children is, else FINISHED; to be called when a child has changed."""
-    run = client.get_run(parent)
-    wanted = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.status = '{_RUNNING}'"
-    running = client.search_runs([run.info.experiment_id], wanted, max_results=1)
-    status = _RUNNING if running else _FINISHED
-    if status == run.info.status:
-        return
-    if status == _RUNNING:
-        client.update_run(parent, status=_RUNNING)
-    else:
-        client.set_terminated(parent, _FINISHED)
+def update_parent(client: MlflowClient, parent: str, folder: str) -> None:
+    """RUNNING while one of its children is, else FINISHED; to be called when a child has changed.
+
+    By one of the sweep's children at a time: the last to end must not overlook one that begins just then.
+    """
+    with held(Path(folder) / LOCK_NAME, wait=True):
+        run = client.get_run(parent)
+        wanted = f"tags.`{PARENT_TAG}` = '{parent}' and attributes.status = '{_RUNNING}'"
+        running = client.search_runs([run.info.experiment_id], wanted, max_results=1)
+        status = _RUNNING if running else _FINISHED
+        if status == run.info.status:
+            return
+        if status == _RUNNING:
+            client.update_run(parent, status=_RUNNING)
+        else:
+            client.set_terminated(parent, _FINISHED)
 
 
 def _create(client: MlflowClient, experiment: str, sweep: Mapping[str, Any]) -> Run:

@@ -48,8 +48,7 @@ class MlflowRun:
             run = self._find_or_create(event, run_dir)
             self._parent = find_parent(self._client, self._config.get("tracking.parent"), run)
             self._link_to_origins(event, run)
-            if self._parent is not None:
-                update_parent(self._client, self._parent)
+            self._update_parent()
         self._id: str = run.info.run_id
         self.place = f"{uri} {self._id}"
         self._status: str = run.info.status
@@ -182,5 +181,8 @@ class MlflowRun:
         else:
             self._client.set_terminated(self._id, status, end_time=milliseconds(decisive[-1]))
         self._status = status
+        self._update_parent()
+
+    def _update_parent(self) -> None:
         if self._parent is not None:
-            update_parent(self._client, self._parent)
+            update_parent(self._client, self._parent, self._config["tracking.parent"])

@@ -9,7 +9,7 @@ import os
 import random
 import signal
 import sys
-import time
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -50,11 +50,12 @@ def train(folder: Path, stage: int, kill_at: int | None, world: World) -> None:
         """Whether there is one to resume from, the same on all ranks.
 
         On a busy machine the first save may still be on its way. It goes on at step boundaries only, by two of them at
-        most, and between these it is given the time it takes.
+        most, and between these its threads are given the time they take.
         """
-        latest, deadline = folder / "checkpoints" / LATEST, time.monotonic() + 5.0
-        while not latest.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        latest = folder / "checkpoints" / LATEST
+        for thread in threading.enumerate():
+            if thread.name.startswith("save-") and not latest.exists():
+                thread.join()
         return world.max(int(latest.exists())) == 1
 
     os.environ.update(RANK=str(world.rank), LOCAL_RANK=str(world.rank), WORLD_SIZE=str(world.size))

@@ -1,6 +1,8 @@
 """A rank of test_order: consumes batches, writes down what was in them, and saves its position now and then.
 
 python tests/distributed/order_program.py INDEX OUT STEPS WORKERS
+
+It does no more steps than OUT/limit says, so that it is still running when it is killed.
 """
 
 from __future__ import annotations
@@ -65,6 +67,8 @@ def main(folder: Path, out: Path, num_steps: int, workers: int) -> None:
         step = saved["step"]
     with open(out / f"{time.time_ns()}-{rank}-of-{world_size}.jsonl", "w", buffering=1) as record:
         for batch in islice(loader, num_steps - step):
+            while step >= allowed_step(out):
+                time.sleep(0.01)
             record.write(json.dumps([step, describe(batch)]) + "\n")
             loader.advance()
             step += 1
@@ -72,7 +76,11 @@ def main(folder: Path, out: Path, num_steps: int, workers: int) -> None:
                 partial = position.with_suffix(".partial")
                 partial.write_text(json.dumps({"step": step, "loader": loader.state_dict()}))
                 partial.replace(position)
-            time.sleep(0.02)
+
+
+def allowed_step(out: Path) -> int:
+    """How many steps may be done by now."""
+    return int((out / "limit").read_text())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,12 +33,13 @@ from tests.support.tiny_run import (
 
 
 @contextmanager
-def slow_disk() -> Iterator[None]:
-    """Every save takes longer than many steps, so that it is still being written when the signal comes."""
+def slow_disk(run: Path) -> Iterator[None]:
+    """No save is written before step 6 is on record, so that the first is still under way when the signal comes."""
     write_all = FileQueue.write_all
 
     def write_slowly(files: FileQueue) -> list[Written]:
-        time.sleep(0.5)
+        while ("metrics", 6) not in kinds_and_steps(run) and threading.main_thread().is_alive():
+            time.sleep(0.01)
         return write_all(files)
 
     FileQueue.write_all = write_slowly  # type: ignore[method-assign]
@@ -45,6 +47,10 @@ def slow_disk() -> Iterator[None]:
         yield
     finally:
         FileQueue.write_all = write_all  # type: ignore[method-assign]
+
+
+def kinds_and_steps(run: Path) -> list[tuple[str, int | None]]:
+    return [(event["kind"], event.get("step")) for event in read_events(run / "events.jsonl")]
 
 
 def config_without_average(config: RunConfig) -> RunConfig:
@@ -96,11 +102,11 @@ def main(folder: Path) -> None:
         whole, cut = folder / f"whole{stage}", folder / f"cut{stage}"
         finished, expected = train_tiny(whole, config, world, Supervised())
         assert (finished.step, finished.exit_code) == (10, 0)
-        with slow_disk():
+        with slow_disk(cut):
             stopped, _ = train_tiny(cut, config, world, Supervised(stop_rank_1))
         assert (stopped.step, stopped.exit_code) == (6, 75), stopped
         if world.is_main:
-            events = [(event["kind"], event.get("step")) for event in read_events(cut / "events.jsonl")]
+            events = kinds_and_steps(cut)
             # The signal came while the save of step 4 was being written; the stop waits for both saves.
             assert events.index(("metrics", 6)) < events.index(("checkpoint", 4)), events
             assert events[-3:] == [("checkpoint", 4), ("checkpoint", 6), ("stopped", 6)], events

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from data_pipeline.batch import Batch
+from engine import meters
 from engine.events import read_events
+from engine.survival import pace
 from engine.survival.lifeline import Lifeline
 from engine.survival.preempt import StopSignal
 from engine.trainer import Outcome, seed_ranks
@@ -42,12 +44,26 @@ class SignalledInSave(MemoryLoader):
         return super().state_dict()
 
 
+class Clock:
+    """In place of the system's, by which a busy machine makes any rank the slow one; a look takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        self.now_s += 0.001
+        return self.now_s
+
+
+clock = Clock()
+
+
 class SlowLoader(MemoryLoader):
     """Rank 1 waits for its data."""
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in super().__iter__():
-            time.sleep(0.1 * self._world.rank)
+            clock.now_s += 0.1 * self._world.rank
             yield batch
 
 
@@ -114,9 +130,10 @@ def check_rollback(folder: Path, world: World) -> None:
 
 def check_stragglers(folder: Path, world: World) -> None:
     def slow(call: int) -> float:
-        time.sleep(0.1 * world.rank)
+        clock.now_s += 0.1 * world.rank
         return 1.0
 
+    meters.time = pace.time = clock  # type: ignore[assignment]
     config = tiny_config(steps=6, world_size=world.size, log_every=3)
     train_tiny(folder / "computes", config, world, Supervised(slow))
     train_with(SlowLoader, folder / "waits", world, steps=6, log_every=3)
@@ -132,11 +149,19 @@ def check_stragglers(folder: Path, world: World) -> None:
 def hang(folder: Path, world: World) -> None:
     def sleep_on_rank_1(call: int) -> float:
         if call == 3 and world.rank == 1:
+            # Short from now on, and on this rank: a busy machine may hold up any other, and this one until now.
+            trainer._watchdog._timeout_s = 3.0
             time.sleep(600)
         return 1.0
 
-    config = tiny_config(steps=10, world_size=world.size, watchdog_s=3)
-    train_tiny(folder / "hung", config, world, Supervised(sleep_on_rank_1))
+    config = tiny_config(steps=10, world_size=world.size)
+    engine = tiny_engine(config, world)
+    with StopSignal() as stop, Lifeline(world) as lifeline:
+        objective = Supervised(sleep_on_rank_1)
+        trainer = tiny_trainer(
+            folder / "hung", config, world, engine, objective, stop=stop, lifeline=lifeline
+        )
+        trainer.fit(stop)
 
 
 def main(folder: Path) -> None:

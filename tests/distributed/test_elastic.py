@@ -38,7 +38,7 @@ def test_from_two_ranks_to_one_to_four_samples_losses_and_weights_stay_the_same(
 
 def test_after_kill_9_of_all_ranks_every_stage_ends_with_the_same_losses_and_weights(tmp_path: Path) -> None:
     seed = secrets.randbelow(1000)
-    run_ranks([f"{FOLDER}/killed_program.py", str(tmp_path), str(seed)], world_size=1, timeout_s=480)
+    run_ranks([f"{FOLDER}/killed_program.py", str(tmp_path), str(seed)], world_size=1)
     for stage in (0, 1, 2, 3):
         whole, cut = tmp_path / f"whole{stage}", tmp_path / f"cut{stage}"
         assert "resumed" in [event["kind"] for event in read_events(cut / "events.jsonl")]

@@ -25,7 +25,7 @@ TOLERANCE = {"fp16": 2e-4, "bf16": 2e-3}
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_way_to_train_gives_the_losses_of_a_plain_loop(world_size: int) -> None:
-    said = run_ranks(["tests/distributed/exact_program.py"], world_size=world_size, timeout_s=400)[0]
+    said = run_ranks(["tests/distributed/exact_program.py"], world_size=world_size)[0]
     found = json.loads(said.splitlines()[-1])
     assert list(found) == [case.name for case in cases(world_size)]
     errors = {}

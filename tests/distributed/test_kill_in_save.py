@@ -14,7 +14,7 @@ from tests.support.run_distributed import ROOT
 pytestmark = pytest.mark.slow
 
 
-def run(program: str, *arguments: str | Path, timeout_s: float = 120) -> str:
+def run(program: str, *arguments: str | Path, timeout_s: float = 600) -> str:
     """Runs a program that forks its ranks, and gives back what it printed."""
     ended = subprocess.run(
         [sys.executable, f"tests/distributed/{program}.py", *map(str, arguments)],

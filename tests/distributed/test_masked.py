@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def found() -> Iterator[dict[str, Any]]:
-    said = run_ranks(["tests/distributed/masked_program.py"], timeout_s=300)[0]
+    said = run_ranks(["tests/distributed/masked_program.py"])[0]
     yield json.loads(said.splitlines()[-1])
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_each_mode_has_the_losses_of_a_plain_loop_resumes_and_releases_plain_weights(tmp_path: Path) -> None:
-    said = run_ranks(["tests/distributed/modes_program.py", str(tmp_path)], timeout_s=240)[0]
+    said = run_ranks(["tests/distributed/modes_program.py", str(tmp_path)])[0]
     found = json.loads(said.splitlines()[-1])
     for mode in MODES:
         expected = plain_losses(mode)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def test_layers_come_in_at_every_zero_stage_as_in_a_plain_loop_and_a_resumed_run_does_not_differ(
     tmp_path: Path,
 ) -> None:
-    said = run_ranks(["tests/distributed/progressive_program.py", str(tmp_path)], timeout_s=240)[0]
+    said = run_ranks(["tests/distributed/progressive_program.py", str(tmp_path)])[0]
     found = json.loads(said.splitlines()[-1])
     assert list(found) == ["0", "1", "2", "3"]
     expected = plain_losses()

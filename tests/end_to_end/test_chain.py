@@ -22,6 +22,7 @@ from data_pipeline.batch import normalize
 from data_pipeline.index import open_index
 from data_pipeline.loader import EvalLoader
 from engine.events import read_events
+from engine.tracking.follower import STATE_NAME
 from tests.support.tracked_run import wait_for
 
 pytestmark = pytest.mark.slow
@@ -33,7 +34,7 @@ MARGIN = 15.0
 """Points above chance that 60 steps must reach; they reach some 40, and a broken chain stays at 0."""
 
 
-def mirada(*arguments: str, timeout_s: float = 240, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
+def mirada(*arguments: str, timeout_s: float = 600, exit_code: int = 0) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(packaged_root()), "COLUMNS": "140"}
     command = [sys.executable, "-m", "launch.cli", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
@@ -73,6 +74,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield out
 
 
+def open_store(chain: Path) -> MlflowClient:
+    """What the followers of both runs send to; once one of them has, there are the tables and the experiment."""
+    wait_for((chain / "teacher" / STATE_NAME).exists, "the first points")
+    return MlflowClient(f"sqlite:///{chain}/mlflow.db")
+
+
 def events(run: Path, kind: str) -> list[dict]:
     return [event for event in read_events(run / "events.jsonl") if event["kind"] == kind]
 
@@ -94,10 +101,10 @@ def test_a_run_folder_holds_all_that_is_promised(chain: Path, name: str) -> None
 def test_a_run_says_which_kernel_each_layer_takes(chain: Path) -> None:
     (event,) = events(chain / "teacher", "kernels")
     assert all(layer.startswith("blocks.") for layer in event["kernels"]["sdpa: flash"])
-    client = MlflowClient(f"sqlite:///{chain}/mlflow.db")
-    names = [experiment.experiment_id for experiment in client.search_experiments()]
+    client = open_store(chain)
 
     def told() -> list[str]:
+        names = [experiment.experiment_id for experiment in client.search_experiments()]
         runs = [run for run in client.search_runs(names) if run.info.run_name == "teacher"]
         return [run.data.tags["mirada.kernels"] for run in runs if "mirada.kernels" in run.data.tags]
 
@@ -127,7 +134,7 @@ def test_student_logs_each_loss_by_name(chain: Path) -> None:
 
 
 def test_mlflow_shows_the_student_below_its_teacher_with_data_points_and_release(chain: Path) -> None:
-    client = MlflowClient(f"sqlite:///{chain}/mlflow.db")
+    client = open_store(chain)
     (experiment,) = [found for found in client.search_experiments() if found.name != "Default"]
 
     def find_runs() -> dict[str, Run]:
@@ -183,7 +190,7 @@ def test_release_reloads_in_plain_timm_with_the_accuracy_that_was_reported(chain
         str(chain / folder),
         str(target),
     ]  # -I: none of our code on the path
-    subprocess.run(plain, check=True, cwd="/", timeout=120)
+    subprocess.run(plain, check=True, cwd="/", timeout=600)
     ours = timm.create_model(f"local-dir:{chain / folder}", pretrained=True).eval()
     torch.manual_seed(0)
     torch.testing.assert_close(torch.load(target), ours(torch.randn(4, 1, 28, 28)), rtol=0, atol=0)

@@ -27,7 +27,7 @@ def test_torchrun_gives_the_ranks_and_the_command_starts_none(tmp_path: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert_two_ranks_finished(out)
@@ -40,7 +40,7 @@ def test_srun_over_two_nodes_gives_the_ranks_and_the_command_starts_none(tmp_pat
     with slurm_cluster(num_nodes=2) as cluster:
         cluster.run(
             "srun", "-N2", "-n2", sys.executable, "-m", "launch.cli", "pretrain", *RECIPE, "--out", str(out),
-            timeout_s=240, PYTHONPATH=str(packaged_root()), OMP_NUM_THREADS="1",
+            timeout_s=600, PYTHONPATH=str(packaged_root()), OMP_NUM_THREADS="1",
         )  # fmt: skip
     assert_two_ranks_finished(out)
 

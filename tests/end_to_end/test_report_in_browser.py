@@ -32,7 +32,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
         f"--user-data-dir={page.parent / 'profile'}", "--window-size=1200,3600",
     ]  # fmt: skip
     return subprocess.run(
-        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=False
+        [*command, *options, page.as_uri()], capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -31,7 +31,7 @@ def start(out: Path, cache: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(packaged_root()), "XDG_CACHE_HOME": str(cache)}
     command = [sys.executable, "-m", "launch.cli", "pretrain", "configs/smoke/pretrain_vit.yaml", *OVERRIDES]
     command += ["--ranks", "1", "--out", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from engine import events
 from engine.events import EventLog, read_events
 
 
@@ -62,6 +67,30 @@ def test_on_a_full_disk_events_wait_and_are_written_in_order_when_there_is_room(
     log.append("finished", step=300)
     assert [event["step"] for event in read_events(path)] == list(range(301))
     log.close()
+
+
+def test_events_of_two_threads_are_written_once_each_however_slow_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_in_pieces(descriptor: int, content: bytes) -> int:
+        time.sleep(0)  # another thread's turn
+        return os.write(descriptor, content[:16])
+
+    monkeypatch.setattr(events, "os", SimpleNamespace(**{**vars(os), "write": write_in_pieces}))
+    log = EventLog(tmp_path / "events.jsonl")
+
+    def append(kind: str) -> None:
+        for number in range(100):
+            log.append(kind, number=number)
+
+    threads = [threading.Thread(target=append, args=(kind,)) for kind in ("metrics", "system")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = list(read_events(tmp_path / "events.jsonl"))
+    for kind in ("metrics", "system"):
+        assert [event["number"] for event in written if event["kind"] == kind] == list(range(100))
 
 
 def test_a_log_without_a_path_keeps_nothing() -> None:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -78,6 +78,7 @@ def test_a_decay_without_wsd_is_an_error() -> None:
         ScheduleConfig.model_validate({"decay": "1 epoch"})
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(["cosine", "linear", "constant", "wsd"]),
     warmup=st.integers(0, 90),

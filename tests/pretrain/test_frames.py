@@ -43,7 +43,7 @@ def test_at_most_six_frames_of_ours_lie_between_the_command_and_forward(tmp_path
     arguments = ["configs/smoke/pretrain_vit.yaml", "tracking.uri=off", "--out", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", PROGRAM, f"{root}{os.sep}", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     frames = json.loads(done.stdout.splitlines()[-1])
     ours = ["__main__.py:main", *frames, "model.forward"]

@@ -6,14 +6,13 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 _DAEMON_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
-_START_S = 60.0
+_START_S = 180.0
 _STOP_S = 15.0
 _POLL_S = 0.1
 
@@ -105,15 +104,6 @@ def find_program_or_raise(name: str) -> str:
     if path is None:
         raise FileNotFoundError(f"{name} is not installed")
     return path
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were all free at the same moment."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def _last_words(folder: Path) -> str:

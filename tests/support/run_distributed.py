@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
+
+_TIMEOUT_S = 600.0
+"""For what takes seconds: to import PyTorch and DeepSpeed in every rank takes minutes where much else is running."""
 
 
 @dataclass
@@ -21,7 +25,7 @@ class Ranks:
     processes: list[subprocess.Popen[str]]
     outputs: list[str] = field(default_factory=list)
 
-    def wait(self, timeout_s: float = 120) -> list[int]:
+    def wait(self, timeout_s: float = _TIMEOUT_S) -> list[int]:
         """Exit codes in rank order; after the timeout all are killed and the test fails with their output."""
         deadline = time.monotonic() + timeout_s
         try:
@@ -32,7 +36,7 @@ class Ranks:
             raise AssertionError(f"ranks did not end within {timeout_s} s:\n{error.output}") from error
         return [process.returncode for process in self.processes]
 
-    def wait_until(self, happened: Callable[[], bool], timeout_s: float = 120) -> None:
+    def wait_until(self, happened: Callable[[], bool], timeout_s: float = _TIMEOUT_S) -> None:
         """Returns when `happened`; fails when a rank ends before."""
         deadline = time.monotonic() + timeout_s
         while not happened():
@@ -57,7 +61,7 @@ def start_ranks(arguments: Sequence[str], *, world_size: int = 2, **environ: str
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
@@ -79,15 +83,9 @@ def start_ranks(arguments: Sequence[str], *, world_size: int = 2, **environ: str
     )
 
 
-def run_ranks(arguments: Sequence[str], *, world_size: int = 2, timeout_s: float = 120) -> list[str]:
+def run_ranks(arguments: Sequence[str], *, world_size: int = 2, timeout_s: float = _TIMEOUT_S) -> list[str]:
     """Runs the program to its end on all ranks and returns what each said; fails unless all exit with 0."""
     ranks = start_ranks(arguments, world_size=world_size)
     codes = ranks.wait(timeout_s)
     assert codes == [0] * world_size, f"exit codes {codes}\n" + "\n---\n".join(ranks.outputs)
     return ranks.outputs
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import fsspec
 
+from tests.support.ports import free_port
+
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
-_START_S = 60.0
+_START_S = 180.0
 
 
 class S3Server:
@@ -27,9 +29,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = int(probe.getsockname()[1])
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
         self.environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": self.url}

@@ -6,7 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.daemons import Daemons, find_program_or_raise, free_ports
+from tests.support.daemons import Daemons, find_program_or_raise
+from tests.support.ports import free_port
 
 DEBIAN_PACKAGES = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server"}
 
@@ -49,7 +50,7 @@ class Accounting:
 
 def plan_accounting(folder: Path) -> Accounting:
     """Chooses a port, for slurm.conf to name before anything runs."""
-    return Accounting(folder=folder, port=free_ports(1)[0])
+    return Accounting(folder=folder, port=free_port())
 
 
 def start_accounting(accounting: Accounting, daemons: Daemons, *, cluster: str) -> None:

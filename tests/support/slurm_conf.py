@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.daemons import free_ports
+from tests.support.ports import free_port
 
 CLUSTER_NAME = "mirada"
 
@@ -51,7 +51,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP
 def slurm_conf(folder: Path, nodes: Sequence[str], *, cpus: int, extra: Sequence[str]) -> str:
     """The whole file, with free ports; all that SLURM keeps lies in `folder`, and `extra` lines come last."""
     host = socket.gethostname()
-    port, *ports = free_ports(1 + len(nodes))
+    port, *ports = (free_port() for _ in range(1 + len(nodes)))
     return _CONF.format(
         name=CLUSTER_NAME,
         host=host,

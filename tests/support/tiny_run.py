@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -273,10 +274,19 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--stage", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument(
+        "--hang-at", type=int, help="does not come further than this step, so as to be killed"
+    )
     given = parser.parse_args()
     world = init_world()
     config = tiny_config(stage=given.stage, steps=given.steps, world_size=world.size)
-    outcome, weights = train_tiny(given.out, config, world, Supervised())
+
+    def hang(step: int) -> float:
+        if step == given.hang_at:
+            time.sleep(3600)
+        return 1.0
+
+    outcome, weights = train_tiny(given.out, config, world, Supervised(hang))
     if world.is_main and outcome.stopped_by is None:
         torch.save(weights, given.out / "weights.pt")
     close_world()

@@ -87,14 +87,21 @@ class TrackedRun:
 
     def offset(self, state_name: str = STATE_NAME) -> int:
         """How far a follower says that it is."""
-        try:
-            state: dict[str, Any] = json.loads((self.path / state_name).read_text())
-        except FileNotFoundError:
-            return 0
-        return int(state["offset"])
+        return int(self._state(state_name).get("offset", 0))
+
+    def has_sent(self, file: str) -> bool:
+        """Whether a follower says that it has sent a file."""
+        return file in self._state(STATE_NAME).get("uploads", {})
 
     def is_sent(self) -> bool:
         return self.offset() == (self.path / "events.jsonl").stat().st_size
+
+    def _state(self, name: str) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            return {}
+        return state
 
     @property
     def client(self) -> MlflowClient:
@@ -109,7 +116,7 @@ class TrackedRun:
         return run
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 180.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 600.0) -> None:
     """Returns when it holds; AssertionError when it takes too long."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.results.chart import Point, Series, line_chart, nice_ticks, short_number
@@ -22,6 +22,7 @@ def _of_class(svg: ElementTree.Element, name: str) -> list[ElementTree.Element]:
     return [element for element in svg.iter() if name in element.get("class", "").split()]
 
 
+@settings(deadline=None)
 @given(low=st.floats(-1e6, 1e6), width=st.floats(1e-3, 1e6), most=st.integers(3, 9))
 def test_ticks_are_few_even_and_within_the_range(low: float, width: float, most: int) -> None:
     ticks = nice_ticks(low, low + width, most)

@@ -102,6 +102,18 @@ def test_a_follower_never_mixes_a_moved_run_with_the_fresh_one_in_its_place(fold
     assert folder.steps() == [1, 2, 3]
 
 
+def test_a_run_is_not_complete_before_its_weights_are_sent_as_well(folder: TrackedRun) -> None:
+    follower = Follower(folder.path, lambda event: MlflowRun(event, folder.path, folder.uri))
+    folder.start()
+    folder.log.append("finished", step=1)
+    follower.send_all()
+    assert not follower.is_complete()
+    folder.release()  # just after the log was read for the last time
+    assert not follower.is_complete()
+    follower.send_all()
+    assert follower.is_complete() and folder.has_sent("release/model.safetensors")
+
+
 @pytest.mark.slow
 def test_following_a_dead_server_ends_with_one_warning(
     tmp_path: Path, mlflow_manners: None, caplog: pytest.LogCaptureFixture
@@ -151,8 +163,11 @@ def test_the_follower_of_a_killed_run_sends_the_rest_and_ends(folder: TrackedRun
 
 
 def _is_running(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"
 
 
 _HOLDER = """

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from configs.base import ConfigError
 from engine.tracking import command as tracking
+from engine.tracking.follower import LOCK_NAME, held
 from engine.tracking.mlflow_form import RUN_ID_TAG
-from engine.tracking.mlflow_parent import PARENT_TAG
+from engine.tracking.mlflow_parent import PARENT_TAG, update_parent
 from launch.many.group import write_parent
 from tests.support.tracked_run import TrackedRun
 
@@ -32,7 +35,7 @@ def test_children_sent_side_by_side_share_one_parent_that_ends_with_the_last(tmp
     first.log.append("finished", step=2)
     command = [sys.executable, "-m", "engine.tracking.command"]
     senders = [subprocess.Popen([*command, str(run.path)], cwd=ROOT) for run in (first, second)]
-    assert [sender.wait(timeout=240) for sender in senders] == [0, 0]
+    assert [sender.wait(timeout=600) for sender in senders] == [0, 0]
 
     parents = {run.run.data.tags[PARENT_TAG] for run in (first, second)}
     (parent_id,) = parents
@@ -71,6 +74,21 @@ def test_a_sweep_stays_the_parent_of_a_student_and_the_teacher_is_still_named(tm
     tags = student.run.data.tags
     assert student.client.get_run(tags[PARENT_TAG]).info.run_name == "rates"
     assert tags["mirada.teacher_run_id"] == teacher.run_id
+
+
+def test_whether_the_parent_has_ended_is_decided_by_one_child_at_a_time(tmp_path: Path) -> None:
+    is_free = []
+
+    def note_lock(*_: object) -> None:
+        with held(tmp_path / LOCK_NAME, wait=False) as alone:
+            is_free.append(alone)
+
+    run = SimpleNamespace(info=SimpleNamespace(experiment_id="1", status="RUNNING"))
+    client: Any = SimpleNamespace(
+        get_run=lambda run_id: run, search_runs=lambda *_, **__: [], set_terminated=note_lock
+    )
+    update_parent(client, "parent", str(tmp_path))
+    assert is_free == [False]
 
 
 @pytest.mark.slow

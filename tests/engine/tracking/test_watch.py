@@ -48,11 +48,12 @@ def test_watching_begins_before_the_run_does_and_lasts_over_its_restarts(folder:
         assert watch.poll() is None  # the weights are still being written
         folder.release()
 
-        assert watch.wait(timeout=60) == 0
+        assert watch.wait(timeout=600) == 0
         assert watch.stdout is not None
         assert f"{folder.path}: finished, everything is sent\n" in watch.stdout.read()
     assert folder.steps() == list(range(1, 10))
     assert folder.run.info.status == "FINISHED"
+    assert folder.has_sent("release/model.safetensors")
 
 
 def test_a_follower_on_a_node_without_network_does_not_keep_the_login_node_from_sending(
@@ -72,7 +73,7 @@ def test_a_follower_on_a_node_without_network_does_not_keep_the_login_node_from_
             wait_for(folder.is_sent, "the points")
             folder.log.append("finished", step=5)
             folder.release()
-            assert watch.wait(timeout=60) == 0
+            assert watch.wait(timeout=600) == 0
     finally:
         follower.kill()
         follower.wait()
@@ -90,8 +91,8 @@ def test_a_login_node_and_a_node_with_network_together_send_everything_once(fold
         folder.train(21, 60)
         folder.log.append("finished", step=60)
         folder.release()
-        assert watch.wait(timeout=90) == 0
-    assert follower.wait(timeout=60) == 0
+        assert watch.wait(timeout=600) == 0
+    assert follower.wait(timeout=600) == 0
     assert folder.steps() == list(range(1, 61))
 
 
