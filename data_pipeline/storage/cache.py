@@ -2,7 +2,7 @@
 
     <hash>-name.tar      there, whole and verified, or not at all; last opened when its time of change says
     <hash>-name.partial  locked by the process that writes it; an unlocked one is the leftover of a dead process
-    .lock                held for the moments in which room is made
+    .lock                held for the moments in which room is made, or a copy gets its name
 
 A copy that is open has a shared lock on it, and only what is not locked is removed. Should one be removed between
 its opening and its locking, no harm is done: on Linux a removed file stays readable as long as it is open.
@@ -122,7 +122,7 @@ class ShardCache:
                 )
                 os.fsync(partial.fileno())
                 _mark_opened(partial.fileno())
-                os.replace(partial.name, path)
+                self._room.publish(partial.name, path)
                 return share(partial)
         except OSError as error:
             raise DataError(

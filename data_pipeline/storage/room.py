@@ -50,12 +50,21 @@ class Room:
         self._max_bytes = max_bytes
         self._warned = False
 
+    @property
+    def _lock(self) -> Path:
+        return self._folder / ".lock"
+
+    def publish(self, partial: str, copy: Path) -> None:
+        """Gives a file that is written whole its name, while nobody counts: in the midst of it, it would be missed."""
+        with locked(self._lock):
+            os.replace(partial, copy)
+
     def reserve(self, file: IO[bytes], num_bytes: int, claim: Claim) -> None:
         """Lets a file that is being written grow to `num_bytes`: it has that size from now on, for others to count."""
         size = os.fstat(file.fileno()).st_size
         if num_bytes <= size:
             return
-        with locked(self._folder / ".lock"):
+        with locked(self._lock):
             fits = self._grow(file, size, num_bytes, claim)
         if not fits and not self._warned:
             self._warned = True
@@ -111,7 +120,7 @@ class Room:
 def _look_at(path: Path) -> _Copy | None:
     try:
         status = path.stat()
-    except FileNotFoundError:  # renamed or removed since the folder was listed
+    except FileNotFoundError:  # removed since the folder was listed
         return None
     return _Copy(
         path=path, size=status.st_size, size_on_disk=status.st_blocks * 512, opened_ns=status.st_mtime_ns

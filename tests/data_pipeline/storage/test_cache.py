@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from configs.data import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.shard import Shard
+from data_pipeline.storage import room
 from data_pipeline.storage.cache import ShardCache
 from tests.support.nginx import NginxServer, missing_for_nginx, nginx_server, wait_until
 
@@ -30,6 +31,7 @@ needs_nginx = pytest.mark.skipif(bool(missing_for_nginx()), reason=f"needs nginx
 HOLDER = """
 import sys
 from types import SimpleNamespace
+from data_pipeline.storage import room
 from data_pipeline.storage.cache import ShardCache
 cache = ShardCache(max_bytes=int(sys.argv[1]))
 for url, num_bytes, digest in zip(*[iter(sys.argv[2:])] * 3):
@@ -327,3 +329,37 @@ def test_fetching_ahead_takes_no_room_from_what_is_wanted_sooner(tmp_path: Path,
     assert not list(folder.glob("*.partial"))
     assert cache.prefetch(c.url, c, keep=names[1:])
     assert not cache.path(a.url, a).exists()
+
+
+def test_a_copy_that_is_finished_while_room_is_counted_is_counted_too(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, other, new = (compressed(tmp_path / f"{name}.tar.gz", os.urandom(100 * KILO)) for name in "abc")
+    cache, bound = ShardCache(max_bytes=250 * KILO), 250 * KILO
+    read(cache, old)
+    is_written, is_counted = threading.Event(), threading.Event()
+
+    def fetch_other() -> None:
+        is_written.set()
+        assert is_counted.wait(60)
+
+    def look(path: Path) -> object:
+        if path == others:
+            looks.append(path)
+            if len(looks) == 2:  # the first is for the bound, which may depend on the disk
+                is_counted.set()
+                fetching.join(0.3)  # as far as it gets: it is not to get through in the midst of the count
+        return looked_at(path)
+
+    looked_at, looks = room._look_at, list[Path]()
+    others = cache.path(other.url, other).with_suffix(room.PARTIAL)
+    fetching = threading.Thread(target=read, args=(cache, other))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", lambda descriptor: fetch_other())
+        fetching.start()
+        assert is_written.wait(60)
+    monkeypatch.setattr(room, "_look_at", look)
+    read(cache, new)
+    fetching.join()
+    assert sizes(folder) <= bound
+    assert not cache.path(old.url, old).exists()
