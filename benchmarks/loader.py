@@ -72,6 +72,7 @@ def main(arguments: list[str]) -> int:
     given = _arguments(arguments)
     log = given.log or given.corpora / "loader.jsonl"
     deadline = time.monotonic() + given.minutes * 60
+    subprocess.run([sys.executable, "-m", "benchmarks.photographs", given.corpora], check=True, cwd=ROOT)
     subprocess.run(
         [given.peers, "-m", "benchmarks.loader_peers.prepare", given.corpora], check=True, cwd=ROOT
     )
