@@ -16,7 +16,7 @@ from data_pipeline.index import open_index
 from data_pipeline.pixels.corruptions.corrupt import chosen_corruptions
 from engine.world import World, close_world, init_world, read_place
 from finetune.candidate import load_candidates, parse_device
-from finetune.evaluating.comparison import compare, write_json
+from finetune.evaluating.comparison import Comparison, compare, write_json
 from finetune.evaluating.table import as_table
 from finetune.evaluating.tracking import track
 from models.zero_shot import load_classifier
@@ -76,19 +76,26 @@ def main(
             candidate.merge_tokens(dynamic)
     comparison = compare(candidates, data, batch_size=batch_size, world=world, corruptions=corruptions)
     if world.is_main:
-        Console().print(as_table(comparison))
-        drawn: dict[str, Path] = {}
-        if pictures is not None:
-            from finetune.evaluating.pictures import draw_pictures  # matplotlib takes a second
-
-            drawn = draw_pictures(comparison, pictures)
-        if json_path is not None:
-            write_json(comparison, json_path, pictures=drawn)
-        if is_tracked:
-            for line in track(comparison, drawn):
-                typer.echo(line)
+        _hand_out(comparison, pictures=pictures, json_path=json_path, is_tracked=is_tracked)
     if world.size > 1:
         close_world()
+
+
+def _hand_out(
+    comparison: Comparison, *, pictures: Path | None, json_path: Path | None, is_tracked: bool
+) -> None:
+    """To the terminal, and wherever else it was asked for."""
+    Console().print(as_table(comparison))
+    drawn: dict[str, Path] = {}
+    if pictures is not None:
+        from finetune.evaluating.pictures import draw_pictures  # matplotlib takes a second
+
+        drawn = draw_pictures(comparison, pictures)
+    if json_path is not None:
+        write_json(comparison, json_path, pictures=drawn)
+    if is_tracked:
+        for line in track(comparison, drawn):
+            typer.echo(line)
 
 
 def _checked(prompts: list[str]) -> list[str]:
