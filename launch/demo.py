@@ -73,7 +73,6 @@ def demo_steps(out: Path) -> list[Step]:
     """Every command of the demo, in order."""
     data, teacher, student, control = (out / name for name in ("data", "teacher", "student", "control"))
     folders = (f"data.train={data / 'train'}", f"data.val={data / 'test'}")
-    releases = [str(run / "release") for run in (teacher, student, control)]
     return [
         *(step for split in ("train", "test") for step in _data_steps(data, split)),
         _training("Pretrain the teacher, a small ViT", "pretrain", "pretrain/demo_vit", teacher, folders),
@@ -82,7 +81,7 @@ def demo_steps(out: Path) -> list[Step]:
             "finetune",
             "finetune/demo_student",
             student,
-            (*folders, f"teacher.checkpoint={releases[0]}"),
+            (*folders, f"teacher.checkpoint={teacher / 'release'}"),
         ),
         _training(
             "Train the same student without a teacher: the control",
@@ -91,13 +90,21 @@ def demo_steps(out: Path) -> list[Step]:
             control,
             folders,
         ),
+        *_result_steps(out, data / "test", (teacher, student, control)),
+    ]
+
+
+def _result_steps(out: Path, test: Path, runs: tuple[Path, Path, Path]) -> list[Step]:
+    """What is made of teacher, student and control."""
+    releases = [str(run / "release") for run in runs]
+    return [
         Step(
             title="Evaluate the three on the test images",
             arguments=(
                 "evaluate",
                 *releases,
                 "--data",
-                str(data / "test"),
+                str(test),
                 "--json",
                 str(out / "evaluation.json"),
                 "--pictures",
@@ -111,7 +118,7 @@ def demo_steps(out: Path) -> list[Step]:
                 "attend",
                 *releases[:2],
                 "--data",
-                str(data / "test"),
+                str(test),
                 "--out",
                 str(out / "attention.png"),
             ),
@@ -122,7 +129,7 @@ def demo_steps(out: Path) -> list[Step]:
             arguments=(
                 "report",
                 *("--out", str(out / "report.html")),
-                *(str(run) for run in (teacher, student, control)),
+                *map(str, runs),
                 *("--evaluation", str(out / "evaluation.json")),
                 *("--attention", str(out / "attention.png")),
                 "--samples",
