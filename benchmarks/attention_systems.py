@@ -18,7 +18,7 @@ class System:
 
     title: str
     network: str
-    """Recipe in benchmarks/attention_networks, or "student"."""
+    """Recipe in benchmarks/attention_networks; rows of one network have one colour in the figure."""
     base: str | None = None
     """The row whose errors it is to save; None: it is one that others are held against."""
     settings: tuple[str, ...] = ()
