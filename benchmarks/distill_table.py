@@ -17,6 +17,7 @@ TITLES = {
     "both": "logits + attention",
     "features": "logits + attention + features",
 }
+_BESIDE_LOGITS = ("both", "features")
 COLUMNS = {
     "fraction": ["labels", ".0%"],
     "name": ["losses", "s"],
@@ -25,6 +26,8 @@ COLUMNS = {
     "interval": ["95 % interval, +-", ".2f"],
     "saved": ["errors saved, %", ".1f"],
     "saved_interval": ["+-", ".1f"],
+    "gained": ["more than logits alone, points", "+.2f"],
+    "gained_interval": ["+-", ".2f"],
     "correlation": ["map correlation, before -> after", "s"],
     "pointing": ["map pointing, before -> after", "s"],
     "cost": ["time of a step", ".2f"],
@@ -44,13 +47,16 @@ def write_table(runs: Results, out: Path) -> None:
 
 
 def table_rows(runs: Results) -> list[dict[str, Any]]:
-    """A row for each fraction and choice of losses; errors saved are of the run of the same seed without teacher."""
+    """A row for each fraction and choice of losses, held against runs of the same seeds: errors saved of those without
+    a teacher, and what is gained beside logits over those with logits alone.
+    """
     rows = []
     for fraction in sorted({run["fraction"] for run in runs}, reverse=True):
+        baseline, logits = (_chosen(runs, fraction, name) for name in ("none", "logits"))
         for name in TITLES:
             found = _chosen(runs, fraction, name)
             if found:
-                rows.append(_row(found, _chosen(runs, fraction, "none")))
+                rows.append(_row(found, baseline, logits))
     return rows
 
 
@@ -58,22 +64,30 @@ def _chosen(runs: Results, fraction: float, name: str) -> Results:
     return [run for run in runs if run["fraction"] == fraction and run["row"] == name]
 
 
-def _row(found: Results, baseline: Results) -> dict[str, Any]:
-    top1 = [run["top1"] for run in found]
-    is_baseline = found[0]["row"] == "none"
-    saved = [] if is_baseline else errors_saved(found, baseline)
+def _row(found: Results, baseline: Results, logits: Results) -> dict[str, Any]:
+    top1, name = [run["top1"] for run in found], found[0]["row"]
+    saved = [] if name == "none" else errors_saved(found, baseline)
+    gained = _gained(found, logits) if name in _BESIDE_LOGITS else []
     return {
         "fraction": found[0]["fraction"],
-        "name": TITLES[found[0]["row"]],
+        "name": TITLES[name],
         "runs": len(found),
         "top1": fmean(top1),
         "interval": half_interval(top1),
         "saved": fmean(saved) if saved else None,
         "saved_interval": half_interval(saved),
+        "gained": fmean(gained) if gained else None,
+        "gained_interval": half_interval(gained),
         "correlation": _before_after(found, "correlation"),
         "pointing": _before_after(found, "pointing"),
         "cost": _cost(found, baseline),
     }
+
+
+def _gained(found: Results, logits: Results) -> list[float]:
+    """Points of accuracy, seed by seed where both are there."""
+    alone = {run["seed"]: run["top1"] for run in logits}
+    return [run["top1"] - alone[run["seed"]] for run in found if run["seed"] in alone]
 
 
 def _before_after(found: Results, name: str) -> str | None:
@@ -96,7 +110,7 @@ def _note(runs: Results) -> str:
     return (
         f"{_listed(images)} test images, each once; {_listed(steps)} steps; {runs[0]['parameters']:,} parameters. "
         "Intervals are of the mean over seeds (Student's t); errors saved are relative to the run of the same seed "
-        "without a teacher; the time of a step is relative to that without a teacher."
+        "without a teacher, points gained to that with logits alone, and the time of a step to that without a teacher."
     )
 
 

@@ -75,13 +75,22 @@ def test_a_row_of_the_table_sums_up_its_seeds() -> None:
     assert first["saved"] is None and second["saved"] == pytest.approx(30.0)
     assert second["top1"] == 93.0 and second["cost"] == pytest.approx(2.0) and third["cost"] is None
     assert second["correlation"] == "0.10 -> 0.30" and second["pointing"] is None
+    assert first["gained"] is second["gained"] is None  # no run with logits alone has these labels
+
+
+def test_what_attention_adds_to_logits_is_taken_seed_by_seed() -> None:
+    runs = [run_of("both", seed, top1) for seed, top1 in enumerate((91.0, 92.5, 99.0))]
+    runs += [run_of("logits", 1, 92.0), run_of("logits", 0, 90.8)]
+    logits, both = table_rows(runs)
+    assert logits["gained"] is None and both["gained"] == pytest.approx(0.35)
+    assert both["gained_interval"] == pytest.approx(12.706 * 0.15, rel=1e-4)  # t of one degree of freedom
 
 
 def test_a_table_is_made_from_the_files_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(run_of("none", 0, 90.0)))
     write_table(read_results(tmp_path), tmp_path / "out.json")
     table = render(tmp_path / "out.json")
-    assert "| 100% | no teacher | 1 | 90.00 | - | - | - | 0.10 -> 0.20 | - | 1.00 |" in table
+    assert "| 100% | no teacher | 1 | 90.00 | - | - | - | - | - | 0.10 -> 0.20 | - | 1.00 |" in table
     assert "10,000 test images, each once; 10 steps" in table
 
 
