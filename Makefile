@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --constraint constraints.txt
 DEPENDENCIES := setup.cfg pyproject.toml constraints.txt
-DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server nginx-light dataset-fashion-mnist chromium
+DEBIAN_PACKAGES := slurmctld slurmd slurm-client munge slurmdbd mariadb-server nginx-light dataset-fashion-mnist chromium libjpeg-turbo-progs
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile

@@ -29,9 +29,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
-from benchmarks.loader_peers.peers import OURS, PEERS, PLAIN, WALL
+from benchmarks.loader_peers.peers import MARKED, OURS, PEERS, PLAIN, WALL
 from benchmarks.loader_peers.task import FORMS
 from benchmarks.loader_results import write_results
+from data_pipeline.index import open_index
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = (1, 2, 3)
@@ -52,6 +53,7 @@ class Case:
     """From 1; the turns of the search for the number of workers count from 0 down."""
 
 
+_MARKED = ("jpeg", "jpeg_2000x1500")
 VARIANTS = tuple(
     Case(loader=loader, corpus=corpus, augmentation=augmentation)
     for corpus, augmentation in (
@@ -63,7 +65,8 @@ VARIANTS = tuple(
         ("jpeg_2000x1500", ""),
         ("jpeg_64x64", ""),
     )
-    for loader in (OURS, PLAIN)
+    for loader in (OURS, PLAIN, MARKED)
+    if loader != MARKED or corpus in _MARKED
 )
 
 
@@ -73,6 +76,8 @@ def main(arguments: list[str]) -> int:
     log = given.log or given.corpora / "loader.jsonl"
     deadline = time.monotonic() + given.minutes * 60
     subprocess.run([sys.executable, "-m", "benchmarks.photographs", given.corpora], check=True, cwd=ROOT)
+    for corpus in _MARKED:
+        _put_markers(given.corpora / corpus, PEERS[MARKED].place(given.corpora, corpus))
     subprocess.run(
         [given.peers, "-m", "benchmarks.loader_peers.prepare", given.corpora], check=True, cwd=ROOT
     )
@@ -112,6 +117,23 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--log", type=Path, help="JSON lines; default: CORPORA/loader.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     return parser.parse_args(arguments)
+
+
+def _put_markers(corpus: Path, target: Path) -> None:
+    """The same images in the same order and in as many shards."""
+    num_shards, num_samples = len(list(corpus.glob("*.tar"))), open_index(str(corpus)).num_samples
+    build = [
+        sys.executable,
+        "-m",
+        "data_pipeline",
+        "build",
+        corpus,
+        target,
+        "--restart-markers",
+        "--no-shuffle",
+    ]
+    size = -(-num_samples // num_shards)
+    subprocess.run([*build, "--shard-size", str(size), "--shard-bytes", "1GB"], check=True, cwd=ROOT)
 
 
 def _searched(names: list[str]) -> Iterator[Case]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.loader_peers.peers import OURS, PEERS, PLAIN, WALL
+from benchmarks.loader_peers.peers import MARKED, OURS, PEERS, PLAIN, WALL
 from benchmarks.loader_peers.task import FORMS
 from benchmarks.result_file import write_result_file
 from engine.machine import describe_machine
@@ -21,6 +21,7 @@ _COLUMNS = {
     "spread": ["lowest-highest", "s"],
     "to_plain": ["x plain webdataset", ".2f"],
     "ours": ["Mirada / it", "s"],
+    "marked": ["with restart markers / it", "s"],
     "memory_mb": ["memory, MB", ",.0f"],
     "of_files_mb": ["of it mapped files", ",.0f"],
     "first_batch_s": ["first batch after asking, s", ".1f"],
@@ -32,6 +33,7 @@ _VARIANT_COLUMNS = {
     "per_core": ["per core", ",.0f"],
     "plain": ["plain webdataset, images/s", ",.0f"],
     "ratio": ["ratio", ".2f"],
+    "marked": ["Mirada, restart markers", ",.0f"],
 }
 _VARIANTS = {
     ("jpeg", ""): "JPEG 500x375",
@@ -67,9 +69,10 @@ def write_results(log: Path, folder: Path) -> None:
         versions=versions,
     )
     for row in rows:
-        if row["reached"] is not None:
-            word = "yes" if row["reached"] else "NO "
-            print(f"{word} {row['name']}, {row['form']}: {row['ours']}, wanted {row['wanted']}")
+        for key, reached in (("ours", row["reached"]), ("marked", row["reached_marked"])):
+            if reached is not None:
+                word = "yes" if reached else "NO "
+                print(f"{word} {row['name']}, {row['form']}: {key} {row[key]}, wanted {row['wanted']}")
 
 
 def ratios(lines: Lines, above: Mapping[str, Any], below: Mapping[str, Any]) -> list[float]:
@@ -81,16 +84,16 @@ def ratios(lines: Lines, above: Mapping[str, Any], below: Mapping[str, Any]) -> 
 
 
 def _row(lines: Lines, name: str, form: str) -> dict[str, Any] | None:
-    own = _matching(lines, {"loader": name, "form": form})
+    this = {"loader": name, "form": form}
+    own = _matching(lines, this)
     if not own:
         return None
     peer = PEERS[name]
     rates = [line["images_per_s"] for line in own]
-    to_plain = ratios(lines, {"loader": name, "form": form}, {"loader": PLAIN, "form": form})
-    ours = (
-        []
-        if name in (OURS, WALL)
-        else ratios(lines, {"loader": OURS, "form": form}, {"loader": name, "form": form})
+    to_plain = ratios(lines, this, {**this, "loader": PLAIN})
+    ours, marked = (
+        [] if name in (OURS, MARKED, WALL) else ratios(lines, {**this, "loader": loader}, this)
+        for loader in (OURS, MARKED)
     )
     shown = {
         key: median(line[key] for line in own)
@@ -103,18 +106,24 @@ def _row(lines: Lines, name: str, form: str) -> dict[str, Any] | None:
         "images_per_s": median(rates),
         "spread": f"{min(rates):,.0f}-{max(rates):,.0f}",
         "to_plain": median(to_plain) if to_plain else None,
-        "ours": f"{median(ours):.2f} [{min(ours):.2f}-{max(ours):.2f}]" if ours else None,
+        "ours": _middle_and_ends(ours),
+        "marked": _middle_and_ends(marked),
         "rounds": len(own),
         "wanted": peer.wanted,
         "reached": median(ours) >= peer.wanted if ours else None,
+        "reached_marked": median(marked) >= peer.wanted if marked else None,
         **(shown if name != WALL else {}),
     }
+
+
+def _middle_and_ends(found: list[float]) -> str | None:
+    return f"{median(found):.2f} [{min(found):.2f}-{max(found):.2f}]" if found else None
 
 
 def _variant_row(lines: Lines, place: tuple[str, str], title: str) -> dict[str, Any] | None:
     corpus, augmentation = place
     same = _matching(lines, {"corpus": corpus, "augmentation": augmentation, "form": "uint8"})
-    ours, plain = (_matching(same, {"loader": name}) for name in (OURS, PLAIN))
+    ours, plain, marked = (_matching(same, {"loader": name}) for name in (OURS, PLAIN, MARKED))
     if not ours or not plain:
         return None
     rate = median(line["images_per_s"] for line in ours)
@@ -124,17 +133,21 @@ def _variant_row(lines: Lines, place: tuple[str, str], title: str) -> dict[str, 
         "per_core": rate / int(describe_machine()["cores"]),
         "plain": median(line["images_per_s"] for line in plain),
         "ratio": median(ratios(same, {"loader": OURS}, {"loader": PLAIN})),
+        "marked": median(line["images_per_s"] for line in marked) if marked else None,
     }
 
 
 def _note(lines: Lines) -> str:
     rounds = len({line["round"] for line in lines})
-    share = ratios(lines, {"loader": OURS, "form": "uint8"}, {"loader": WALL})
+    share, marked = (
+        _middle_and_ends(ratios(lines, {"loader": loader, "form": "uint8"}, {"loader": WALL}))
+        for loader in (OURS, MARKED)
+    )
     reached = ""
     if share:
         reached = (
             " The wall is entropy decoding alone, of whole files by libjpeg-turbo's jpeg_read_coefficients in one "
-            f"process per core: Mirada reaches {median(share):.2f} [{min(share):.2f}-{max(share):.2f}] of it."
+            f"process per core: Mirada reaches {share} of it{f', with restart markers {marked}' if marked else ''}."
         )
     described = describe_machine()
     return (

@@ -19,13 +19,17 @@ class Peer:
     """How many times its rate ours should reach."""
     converted: bool = False
     """Whether it reads a form of the corpus that must be made first."""
+    marked: bool = False
+    """Whether it reads tars that `mirada data build --restart-markers` has made."""
 
     def place(self, corpora: Path, corpus: str) -> Path:
         """Where it finds a corpus."""
-        return corpora / "converted" / self.name if self.converted else corpora / corpus
+        if self.converted:
+            return corpora / "converted" / self.name
+        return corpora / (f"{corpus}_marked" if self.marked else corpus)
 
 
-OURS, PLAIN, WALL = "mirada", "plain_webdataset", "entropy_wall"
+OURS, MARKED, PLAIN, WALL = "mirada", "mirada_marked", "plain_webdataset", "entropy_wall"
 PEERS = {
     peer.name: peer
     for peer in (
@@ -44,6 +48,7 @@ PEERS = {
         Peer(name="dali", title="NVIDIA DALI, CPU", distribution="nvidia-dali-cuda120", wanted=1.7),
         Peer(name="ffcv_beton", title="FFCV", distribution="ffcv", wanted=1.5, converted=True),
         Peer(name=OURS, title="Mirada", distribution=None),
+        Peer(name=MARKED, title="Mirada, restart markers", distribution=None, marked=True),
         Peer(name=WALL, title="entropy decoding alone", distribution=None),
     )
 }

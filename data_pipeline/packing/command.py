@@ -35,6 +35,7 @@ def build(
     max_side: options.MaxSide = None,
     image_format: options.Format = None,
     quality: options.Quality = None,
+    restart_markers: options.RestartMarkers = False,
     classes: options.Classes = None,
     class_names: options.ClassNames = None,
     columns: options.Columns = None,
@@ -52,6 +53,7 @@ def build(
     """Pack images into shards, as options.DESCRIPTION tells users."""
     from data_pipeline.packing.corpus import Choice, read_names
     from data_pipeline.packing.pack import Effort
+    from data_pipeline.packing.shard_writer import Treatment
     from data_pipeline.packing.share import read_share
 
     several = splits not in (None, options.TOGETHER)
@@ -76,7 +78,12 @@ def build(
         splits if several else None,
         choice=choice,
         layout=layout,
-        treatment=_treatment(recoding, skip_missing=skip_missing, skip_broken=skip_broken),
+        treatment=Treatment(
+            recoding=recoding,
+            restart_markers=restart_markers,
+            skip_missing=skip_missing,
+            skip_broken=skip_broken,
+        ),
         effort=effort,
     )
 
@@ -160,12 +167,6 @@ def _layout(name: str, shard_size: int, shard_bytes: str, *, gzip: bool) -> Layo
     from data_pipeline.packing.build_plan import Layout
 
     return Layout(name=name, shard_size=shard_size, shard_bytes=_num_bytes(shard_bytes), gzip=gzip)
-
-
-def _treatment(recoding: Recoding | None, *, skip_missing: bool, skip_broken: bool) -> Treatment:
-    from data_pipeline.packing.shard_writer import Treatment
-
-    return Treatment(recoding=recoding, skip_missing=skip_missing, skip_broken=skip_broken)
 
 
 def _recoding(

@@ -22,7 +22,7 @@ fetched.
 
 Images keep their bytes unless --max-side or --format asks for others. Then all are decoded, and those that are too
 large, of another format or not upright are turned as their EXIF tag says, made smaller (never larger) and encoded
-anew, without metadata. idx pixels become PNGs.
+anew, without metadata. idx pixels become PNGs. --restart-markers makes training decode JPEGs faster.
 
 In a SLURM job array, or under srun with several tasks, each task writes its share of the shards and the last one
 the index: sbatch --array=0-7 --wrap "mirada data build SRC DST". A task that died is run again.
@@ -59,6 +59,15 @@ Quality = Annotated[
     int | None,
     typer.Option(
         min=1, max=100, help=f"Of JPEG and WebP that are encoded anew.  [default: {DEFAULT_QUALITY}]"
+    ),
+]
+
+RestartMarkers = Annotated[
+    bool,
+    typer.Option(
+        "--restart-markers",
+        help="Put restart markers into JPEGs, changing no pixel: training then decodes only what a crop touches. Needs "
+        "libjpeg-turbo's jpegtran.",
     ),
 ]
 

@@ -203,6 +203,6 @@ def _complete(
 def _worthwhile_workers(jobs: list[ShardJob]) -> int:
     num_bytes = sum(record.image.size for job in jobs for record in job.records)
     num_samples = sum(len(job.records) for job in jobs)
-    slow = any(job.treatment.recoding or isinstance(job.records[0].image, Remote) for job in jobs)
+    slow = any(job.treatment.is_slow or isinstance(job.records[0].image, Remote) for job in jobs)
     seconds = num_bytes / _BYTES_PER_S + num_samples * (_S_PER_SLOW_SAMPLE if slow else _S_PER_SAMPLE)
     return min(num_cores(), 1 + int(seconds / _S_WORTH_A_PROCESS))

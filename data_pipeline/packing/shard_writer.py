@@ -39,13 +39,25 @@ class Treatment:
 
     recoding: Recoding | None = None
     """None passes the original bytes through."""
+    restart_markers: bool = False
+    """Put into JPEGs, as they are or recoded."""
     skip_missing: bool = False
     skip_broken: bool = False
 
     def fingerprint(self) -> str:
         """All of it that decides about the bytes."""
         recoded = self.recoding.fingerprint() if self.recoding else None
-        return f"{recoded} {self.skip_missing} {self.skip_broken}"
+        marked = ""
+        if self.restart_markers:
+            from data_pipeline.packing.restart_markers import jpegtran_version
+
+            marked = f" {jpegtran_version()}"
+        return f"{recoded} {self.skip_missing} {self.skip_broken}{marked}"
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether images are encoded anew, some way or other."""
+        return self.recoding is not None or self.restart_markers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,12 +159,16 @@ def _write_aside(
 def _image(record: Record, content: bytes, treatment: Treatment) -> bytes:
     if record.shape is not None:
         content = encode_png(content, *record.shape)
-    if treatment.recoding is None:
-        return content
-    # Imported here: it brings codecs along, which a build that passes bytes through does without.
-    from data_pipeline.packing.recode import recode
+    # Imported here: they bring codecs along, which a build that passes bytes through does without.
+    if treatment.recoding is not None:
+        from data_pipeline.packing.recode import recode
 
-    return recode(content, treatment.recoding)
+        content = recode(content, treatment.recoding)
+    if treatment.restart_markers and suffix_of(content) == "jpg":
+        from data_pipeline.packing.restart_markers import with_restart_markers
+
+        content = with_restart_markers(content)
+    return content
 
 
 def _add_sample(tar: TarStream, key: str, suffix: str, image: bytes, record: Record) -> _Row:

@@ -1,5 +1,8 @@
 """Part of a JPEG -> its pixels, at full, half, quarter or eighth size, decoding no more of the file than that takes.
 
+Of its rows none below the part are decoded; with restart markers (`data_pipeline.pixels.excerpt`) none above, nor what
+lies to either side.
+
 libjpeg-turbo is called through TurboJPEG 3's functions, which report errors and never end the process. They come
 with the `turbojpeg` wheel, or with the system; without them `decode_part` returns None: decode the whole image.
 """
@@ -16,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_pipeline.pixels.excerpt import cut
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +72,15 @@ def decode_part(
     """
     if not is_available() or data.rfind(_END, len(data) // 2) < 0:
         return None
+    left, top, right, bottom = box
+    full = (left * shrink, top * shrink, right * shrink, bottom * shrink)
+    excerpt = cut(data, full, context=_CONTEXT * shrink)
+    if excerpt is not None:
+        x, y = (
+            excerpt.left // shrink,
+            excerpt.top // shrink,
+        )  # blocks are 8 pixels, of which any shrink is a divisor
+        data, size, box = excerpt.data, excerpt.size, (left - x, top - y, right - x, bottom - y)
     return _thread.decoder().decode(data, size, box, depth, shrink)
 
 

@@ -25,6 +25,7 @@ def test_a_loader_that_failed_has_no_row_and_what_is_missed_is_said(
         for number in (1, 2, 3)
         for loader, rate in {
             "mirada": 450.0,
+            "mirada_marked": 540.0,
             "plain_webdataset": 100.0,
             "dali": 300.0,
             "entropy_wall": 500.0,
@@ -37,12 +38,16 @@ def test_a_loader_that_failed_has_no_row_and_what_is_missed_is_said(
     write_results(log, tmp_path)
     results = json.loads((tmp_path / "loader.json").read_text())
     rows = {row["name"].split()[0]: row for row in results["rows"]}
-    assert list(rows) == ["webdataset,", "NVIDIA", "Mirada", "entropy"]
+    assert list(rows) == ["webdataset,", "NVIDIA", "Mirada", "Mirada,", "entropy"]
     assert rows["Mirada"]["images_per_s"] == 900.0 and rows["Mirada"]["ours"] is None
     assert rows["NVIDIA"]["ours"] == "1.50 [1.50-1.50]" and rows["NVIDIA"]["to_plain"] == 3.0
-    assert "0.90 [0.90-0.90] of it" in results["note"]
+    assert rows["NVIDIA"]["marked"] == "1.80 [1.80-1.80]" and rows["Mirada,"]["to_plain"] == pytest.approx(
+        5.4
+    )
+    assert "0.90 [0.90-0.90] of it, with restart markers 1.08 [1.08-1.08]" in results["note"]
     told = capsys.readouterr().out
-    assert "yes webdataset" in told and "NO  NVIDIA DALI" in told
+    assert "yes webdataset" in told and "NO  NVIDIA DALI, CPU, uint8: ours" in told
+    assert "yes NVIDIA DALI, CPU, uint8: marked" in told
 
 
 def _line(loader: str, number: int, rate: float) -> dict[str, Any]:

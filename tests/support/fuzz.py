@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from configs.data import AugmentConfig, DataConfig
 from data_pipeline.errors import DataError
@@ -31,6 +32,7 @@ from data_pipeline.pixels.decode import limit_threads
 from data_pipeline.reader import SampleReader
 from data_pipeline.reindex import index_shards
 from data_pipeline.scan import MAX_BYTES, list_members
+from tests.support.photographs import encoded
 from tests.support.shards import draw_image, encode, write_tar
 
 MEMORY_BYTES = 3 << 30
@@ -41,6 +43,7 @@ IMAGES = [
     encode(draw_image(number, 40, 50, channels), suffix)
     for number, (suffix, channels) in enumerate((s, c) for s in ("jpg", "png", "webp") for c in (1, 3))
 ]
+IMAGES.append(encoded(Image.fromarray(draw_image(6, 40, 50, 3)), restart_marker_blocks=1))
 _NUMBERS = (
     b"\x00",
     b"\xff",

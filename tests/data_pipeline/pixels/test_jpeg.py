@@ -23,6 +23,9 @@ KINDS = {
     "4:2:0": {"subsampling": 2},
     "progressive": {"subsampling": 2, "progressive": True},
     "restart markers": {"subsampling": 2, "restart_marker_blocks": 7},
+    "restart markers everywhere": {"subsampling": 2, "restart_marker_blocks": 1},
+    "4:4:4, restart markers": {"subsampling": 0, "restart_marker_blocks": 3},
+    "4:2:2, restart markers": {"subsampling": 1, "restart_marker_blocks": 1},
     "optimized": {"subsampling": 2, "optimize": True},
 }
 OPENCV_KINDS = {"4:4:0": 0x121111, "4:1:1": 0x411111}
