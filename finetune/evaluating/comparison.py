@@ -71,6 +71,8 @@ class Comparison:
     rows: tuple[Row, ...]
     timing: str
     """How speed was measured."""
+    num_left_out: int = 0
+    """Images beside `num_images` that cannot be decoded."""
 
 
 def compare(
@@ -99,6 +101,7 @@ def compare(
         num_images=measured[0].scores.num_images,
         rows=tuple(rows),
         timing=f"Forward alone, warm, fp32, {world.device.type}{threads}",
+        num_left_out=measured[0].num_left_out,
     )
 
 
