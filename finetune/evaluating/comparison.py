@@ -85,9 +85,7 @@ def compare(
 ) -> Comparison:
     """Evaluates each network on all of `location` as its own config wants the images; all ranks together."""
     index = open_index(location)
-    _check_images(index, location)
-    for candidate in candidates:
-        candidate.check_classes(index.classes, location=location)
+    check_images(candidates, index, location)
     measured: dict[int, Measured] = {}
     for places in _alike(candidates, location):
         group = [candidates[place] for place in places]
@@ -105,6 +103,16 @@ def compare(
     )
 
 
+def check_images(candidates: Sequence[Candidate], index: ShardIndex, location: str) -> None:
+    """ConfigError unless there are labelled images, of the classes that each network was trained on."""
+    if index.num_samples == 0:
+        raise ConfigError(f"there is no image in {location!r}: give a folder of shards with labelled images")
+    if not index.classes:
+        raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
+    for candidate in candidates:
+        candidate.check_classes(index.classes, location=location)
+
+
 def write_json(comparison: Comparison, path: Path, *, pictures: Mapping[str, Path] | None = None) -> None:
     """Whole or not at all; pictures by title, their paths relative to the file's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +123,6 @@ def write_json(comparison: Comparison, path: Path, *, pictures: Mapping[str, Pat
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(json.dumps({**asdict(comparison), "pictures": drawn}, indent=1) + "\n")
     aside.replace(path)
-
-
-def _check_images(index: ShardIndex, location: str) -> None:
-    if index.num_samples == 0:
-        raise ConfigError(f"there is no image in {location!r}: give a folder of shards with labelled images")
-    if not index.classes:
-        raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
 
 
 def _alike(candidates: Sequence[Candidate], location: str) -> list[list[int]]:
