@@ -92,13 +92,12 @@ def compare(
         found = score(group, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
         measured |= dict(zip(places, found, strict=True))
     rows = [_row(candidate, measured[place], index, world) for place, candidate in enumerate(candidates)]
-    threads = f", {torch.get_num_threads()} thread(s)" if world.device.type == "cpu" else ""
     return Comparison(
         data=location,
         data_digest=index.digest,
         num_images=measured[0].scores.num_images,
         rows=tuple(rows),
-        timing=f"Forward alone, warm, fp32, {world.device.type}{threads}",
+        timing=_timing(candidates, world.device),
         num_left_out=measured[0].num_left_out,
     )
 
@@ -132,6 +131,13 @@ def _alike(candidates: Sequence[Candidate], location: str) -> list[list[int]]:
         pixels = candidate.data_config(location).model_dump_json(exclude={"mean", "std"})
         groups.setdefault(pixels, []).append(place)
     return list(groups.values())
+
+
+def _timing(candidates: Sequence[Candidate], device: torch.device) -> str:
+    on_cpu = f"cpu, {torch.get_num_threads()} thread(s)"
+    elsewhere = [candidate.name for candidate in candidates if not candidate.is_torch]
+    beside = f"; {', '.join(elsewhere)}: {on_cpu}" if elsewhere and device.type != "cpu" else ""
+    return f"Forward alone, warm, fp32, {on_cpu if device.type == 'cpu' else device.type}{beside}"
 
 
 def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: World) -> Row:

@@ -12,7 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 from configs.base import ConfigError
+from engine.world import World
 from finetune.candidate import load_candidates
+from finetune.evaluating.comparison import compare
 from finetune.export import app
 from finetune.exporting import formats, onnx_file
 from finetune.exporting.onnx_file import check_onnx, random_images
@@ -122,6 +124,21 @@ def test_data_that_a_network_cannot_be_compared_on_are_refused_before_anything_i
     make_shards(tmp_path / "unlabelled", [2], num_classes=None)
     with pytest.raises(ConfigError, match="have no labels, so there is nothing to score them by"):
         export(few, tmp_path / "out.onnx", "--format", "onnx-int8", "--data", tmp_path / "unlabelled")
+
+
+def test_an_onnx_file_stays_on_the_cpu_whichever_device_is_chosen(exported: Path) -> None:
+    (candidate,) = load_candidates([str(exported / "cnn.onnx")], device=torch.device("meta"))
+    assert next(candidate.model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.gpu
+def test_an_onnx_file_is_evaluated_beside_a_network_on_the_gpu(exported: Path) -> None:
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cuda"))
+    references = [str(exported / name) for name in ("cnn", "cnn.onnx")]
+    found = compare(load_candidates(references, device=world.device), SAMPLE, batch_size=100, world=world)
+    release, onnx = found.rows
+    assert onnx.top1 == pytest.approx(release.top1, abs=0.5)
+    assert found.timing.startswith("Forward alone, warm, fp32, cuda; cnn.onnx: cpu, ")
 
 
 def test_a_vit_in_eight_bits_still_tells_what_it_told(exported: Path, tmp_path: Path) -> None:
