@@ -18,7 +18,7 @@ from engine.world import World, close_world, init_world, read_place
 from finetune.candidate import load_candidates, parse_device
 from finetune.evaluating.comparison import Comparison, compare, write_json
 from finetune.evaluating.table import as_table
-from finetune.evaluating.tracking import track
+from finetune.evaluating.tracking import track, tracking_place
 from models.zero_shot import load_classifier
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -68,6 +68,9 @@ def main(
     With --ranks N, under torchrun or srun, the ranks share the images; the numbers stay the same.
     """
     corruptions = chosen_corruptions(corrupt) if corrupt is not None else ()
+    if is_tracked:
+        for reference in checkpoints:
+            tracking_place(reference)  # what is missing is said now, not after the images
     world = open_world(device)
     load = partial(load_classifier, names=open_index(data).classes, prompts=_checked(prompts or []))
     candidates = load_candidates(checkpoints, device=world.device, load=load)

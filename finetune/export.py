@@ -50,7 +50,10 @@ def main(
 ) -> None:
     """Write a release for other programs, after checking that what was written gives the same logits."""
     _check_options(format, data=data, register=register, push=push, license=license, evaluation=evaluation)
-    for line in _export(source, destination, format, data, license, evaluation, register):
+    is_pushed = push is not None
+    for line in _export(
+        source, destination, format, data, license, evaluation, register, is_pushed=is_pushed
+    ):
         typer.echo(line)
     if push is not None:
         typer.echo(f"pushed: {push_folder(destination, parse_hub_name(push))}")
@@ -64,6 +67,8 @@ def _export(
     license: str | None,
     evaluation: Path | None,
     register: str | None,
+    *,
+    is_pushed: bool,
 ) -> list[str]:
     match format:
         case Format.ONNX:
@@ -74,7 +79,7 @@ def _export(
             return formats.to_torch(source, destination)
     facts = gather_facts(source, license=license, evaluation=evaluation)
     if format is Format.TIMM:
-        return formats.to_timm(source, destination, facts)
+        return formats.to_timm(source, destination, facts, is_pushed=is_pushed)
     registered = formats.Registered.parse(register) if register is not None else None
     return formats.to_mlflow(source, destination, facts, registered)
 

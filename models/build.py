@@ -154,6 +154,15 @@ def own_module(architecture: str) -> str | None:
     return None if module.startswith("timm.") else module
 
 
+def unavailable(reference: str, error: Exception) -> ConfigError:
+    """What is said of a checkpoint that lies elsewhere and does not arrive."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return ConfigError(
+        f"checkpoint {reference!r} cannot be fetched ({type(error).__name__}: {first}); where there is no network, "
+        "fetch it elsewhere into a folder with its config.json, and give the folder"
+    )
+
+
 def first_line(error: BaseException) -> str:
     """What an error of timm or torch says, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -264,7 +273,9 @@ def _create_from(resolved: str, reference: str, attention: AttentionConfig) -> n
         raise ConfigError(
             f"{CONFIG_FILE} of {reference!r} is no JSON ({error}): copy or release it again"
         ) from error
-    except BUILD_ERRORS as error:
+    except (*BUILD_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and not resolved.startswith("local-dir:"):
+            raise unavailable(reference, error) from error
         raise ConfigError(f"checkpoint {reference!r} cannot be loaded: {first_line(error)}") from error
     apply_attention(model, attention)
     if adds_layers:

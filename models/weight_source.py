@@ -19,7 +19,7 @@ from torch import Tensor
 
 from configs.attention import AttentionConfig
 from configs.base import ConfigError
-from models.build import CONFIG_FILE, SIGNATURE, WEIGHTS_FILE, resolve_release
+from models.build import CONFIG_FILE, SIGNATURE, WEIGHTS_FILE, resolve_release, unavailable
 from models.checkpoint_file import is_weights_file, read_weights
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
@@ -56,7 +56,7 @@ class WeightSource:
         try:
             return dict(timm.create_model(self.location, pretrained=True).state_dict())
         except (RuntimeError, ValueError, LookupError, OSError) as error:
-            raise _unavailable(self.reference, error) from error
+            raise unavailable(self.reference, error) from error
 
 
 def open_source(reference: str) -> WeightSource:
@@ -104,7 +104,7 @@ def _of_hub(reference: str, location: str) -> WeightSource:
     try:
         facts, architecture, args = load_model_config_from_hf(location.removeprefix(_HUB))
     except (RuntimeError, ValueError, LookupError, OSError) as error:
-        raise _unavailable(reference, error) from error
+        raise unavailable(reference, error) from error
     return WeightSource(
         reference=reference, location=location, architecture=architecture, args=args or {}, facts=facts
     )
@@ -122,12 +122,4 @@ def _of_name(reference: str) -> WeightSource:
         location=reference,
         architecture=get_arch_name(reference),
         facts=cfg.to_dict(),
-    )
-
-
-def _unavailable(reference: str, error: Exception) -> ConfigError:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return ConfigError(
-        f"checkpoint {reference!r} cannot be fetched ({type(error).__name__}: {first}); where there is no network, "
-        "fetch it elsewhere into a folder with its config.json, and give the folder"
     )

@@ -144,8 +144,11 @@ def _sums(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     targets = targets.clamp(min=0)
     losses = functional.cross_entropy(logits, targets, reduction="none").double()
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-    first, among = ranked[:, 0].double(), ranked.any(dim=1).double()
     confidence = logits.double().softmax(dim=1).amax(dim=1)
+    # NaN, of logits that overflowed, says nothing of the class: the image is wrong, whatever topk makes of it.
+    is_known = confidence.isfinite()
+    first, among = (ranked[:, 0] & is_known).double(), (ranked.any(dim=1) & is_known).double()
+    confidence = confidence.nan_to_num(0.0)
     bins = (confidence * _NUM_BINS).long().clamp(max=_NUM_BINS - 1)
     per_bin = torch.zeros(3, _NUM_BINS, dtype=torch.float64, device=logits.device)
     for row, values in enumerate((weights, weights * confidence, weights * first)):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ALIASES = ("teacher", "student")
+RELEASE_IN_MODEL = "artifacts/release"
+"""Where a model folder has the release."""
 
 _CODE = Path(__file__).with_name("mlflow_predictor.py")
 _REQUIREMENTS = ("mlflow", "torch", "timm", "safetensors", "numpy")

@@ -71,6 +71,8 @@ class Comparison:
     rows: tuple[Row, ...]
     timing: str
     """How speed was measured."""
+    num_left_out: int = 0
+    """Images beside `num_images` that cannot be decoded."""
 
 
 def compare(
@@ -83,23 +85,31 @@ def compare(
 ) -> Comparison:
     """Evaluates each network on all of `location` as its own config wants the images; all ranks together."""
     index = open_index(location)
-    _check_images(index, location)
-    for candidate in candidates:
-        candidate.check_classes(index.classes, location=location)
+    check_images(candidates, index, location)
     measured: dict[int, Measured] = {}
     for places in _alike(candidates, location):
         group = [candidates[place] for place in places]
         found = score(group, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
         measured |= dict(zip(places, found, strict=True))
     rows = [_row(candidate, measured[place], index, world) for place, candidate in enumerate(candidates)]
-    threads = f", {torch.get_num_threads()} thread(s)" if world.device.type == "cpu" else ""
     return Comparison(
         data=location,
         data_digest=index.digest,
         num_images=measured[0].scores.num_images,
         rows=tuple(rows),
-        timing=f"Forward alone, warm, fp32, {world.device.type}{threads}",
+        timing=_timing(candidates, world.device),
+        num_left_out=measured[0].num_left_out,
     )
+
+
+def check_images(candidates: Sequence[Candidate], index: ShardIndex, location: str) -> None:
+    """ConfigError unless there are labelled images, of the classes that each network was trained on."""
+    if index.num_samples == 0:
+        raise ConfigError(f"there is no image in {location!r}: give a folder of shards with labelled images")
+    if not index.classes:
+        raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
+    for candidate in candidates:
+        candidate.check_classes(index.classes, location=location)
 
 
 def write_json(comparison: Comparison, path: Path, *, pictures: Mapping[str, Path] | None = None) -> None:
@@ -114,13 +124,6 @@ def write_json(comparison: Comparison, path: Path, *, pictures: Mapping[str, Pat
     aside.replace(path)
 
 
-def _check_images(index: ShardIndex, location: str) -> None:
-    if index.num_samples == 0:
-        raise ConfigError(f"there is no image in {location!r}: give a folder of shards with labelled images")
-    if not index.classes:
-        raise ConfigError(f"the images of {location!r} have no labels, so there is nothing to score them by")
-
-
 def _alike(candidates: Sequence[Candidate], location: str) -> list[list[int]]:
     """Places of those that take the same pixels, which are then decoded and corrupted once for all of them."""
     groups: dict[str, list[int]] = {}
@@ -128,6 +131,13 @@ def _alike(candidates: Sequence[Candidate], location: str) -> list[list[int]]:
         pixels = candidate.data_config(location).model_dump_json(exclude={"mean", "std"})
         groups.setdefault(pixels, []).append(place)
     return list(groups.values())
+
+
+def _timing(candidates: Sequence[Candidate], device: torch.device) -> str:
+    on_cpu = f"cpu, {torch.get_num_threads()} thread(s)"
+    elsewhere = [candidate.name for candidate in candidates if not candidate.is_torch]
+    beside = f"; {', '.join(elsewhere)}: {on_cpu}" if elsewhere and device.type != "cpu" else ""
+    return f"Forward alone, warm, fp32, {on_cpu if device.type == 'cpu' else device.type}{beside}"
 
 
 def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: World) -> Row:

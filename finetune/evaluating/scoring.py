@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from data_pipeline.bad import refuse_too_many
 from data_pipeline.batch import Batch, normalize
 from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvalLoader
@@ -37,6 +38,8 @@ class Measured:
     """Of an image, mean over blocks and images, where it follows the image (`model.attention.dynamic`)."""
     timed_on: torch.Tensor | None
     """Images of the first batch, as the network wants them, where some take longer than others."""
+    num_left_out: int
+    """Images that cannot be decoded, over all ranks."""
 
 
 @torch.inference_mode()
@@ -51,11 +54,13 @@ def score(
 ) -> list[Measured]:
     """Scores of models in evaluation mode; all ranks together, each on its share of the images.
 
-    All of them take images of the same size and channels: decoding and corrupting are done once for all.
+    All of them take images of the same size and channels: decoding and corrupting are done once for all. DataError on
+    every rank where more images than `max_bad_fraction` cannot be decoded.
     """
+    data = candidates[0].data_config(location)
     batches = EvalLoader(
         index,
-        candidates[0].data_config(location),
+        data,
         batch_size=batch_size,
         rank=world.rank,
         world_size=world.size,
@@ -69,7 +74,9 @@ def score(
                 changed = corrupt_batch(batch, name, severity)
                 for one in tallies:
                     one.add_corrupted(changed, name, severity)
-    return [one.measured() for one in tallies]
+    left_out = [sample for met in world.gather(batches.drain_bad()) for sample in met]
+    refuse_too_many(left_out, num_samples=index.num_samples, max_fraction=data.max_bad_fraction)
+    return [one.measured(num_left_out=len(left_out)) for one in tallies]
 
 
 def corrupt_batch(batch: Batch, name: str, severity: int) -> Batch:
@@ -103,7 +110,7 @@ class _Tallies:
     def add_corrupted(self, batch: Batch, name: str, severity: int) -> None:
         self._corrupted[name][severity - 1].add(*self._forward(batch))
 
-    def measured(self) -> Measured:
+    def measured(self, *, num_left_out: int) -> Measured:
         """Over all ranks."""
         return Measured(
             scores=self._clean.scores(),
@@ -114,6 +121,7 @@ class _Tallies:
             },
             tokens=None if self._tokens is None else self._tokens.values()["tokens"],
             timed_on=self._timed_on,
+            num_left_out=num_left_out,
         )
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, Batch]:

@@ -16,12 +16,13 @@ def as_table(comparison: Comparison) -> Table:
     rows = comparison.rows
     is_corrupted = any(row.corrupted_top1 is not None for row in rows)
     is_dynamic = any(row.tokens is not None for row in rows)
+    left_out = f"; {comparison.num_left_out:,} more cannot be decoded" if comparison.num_left_out else ""
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
         pad_edge=False,
-        title=f"{comparison.num_images:,} images of {comparison.data}",
+        title=f"{comparison.num_images:,} images of {comparison.data}{left_out}",
         caption=f"Accuracy in %; ms: one image; images/s: in the fastest batch. {comparison.timing}",
     )
     table.add_column("checkpoint", overflow="fold")

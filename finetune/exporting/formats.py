@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from configs.base import ConfigError
+from data_pipeline.index import open_index
 from engine.results.release import run_of_release
 from engine.tracking.command import quiet_mlflow
 from engine.tracking.follower import SinkError
-from engine.tracking.mlflow_model import ALIASES, register_pyfunc, save_pyfunc
-from finetune.candidate import load_candidates
+from engine.tracking.mlflow_model import ALIASES, RELEASE_IN_MODEL, register_pyfunc, save_pyfunc
+from finetune.candidate import Candidate, load_candidates
+from finetune.evaluating.comparison import check_images
 from finetune.evaluating.tracking import tracking_place
 from finetune.exporting.card import Facts
 from finetune.exporting.destination import new_place
@@ -22,7 +24,7 @@ from finetune.exporting.onnx_file import write_onnx
 from finetune.exporting.onnx_int8 import Cost, measure_cost, quantize
 from finetune.exporting.timm_folder import export_release
 from finetune.exporting.torch_program import write_program
-from models.build import load_release
+from models.build import input_spec, label_names, load_release
 
 _CPU = torch.device("cpu")
 
@@ -45,9 +47,12 @@ class Registered:
         return cls(name=name, alias=alias)
 
 
-def to_timm(reference: str, destination: Path, facts: Facts) -> list[str]:
-    """A folder that plain timm loads; what to tell the user, a line each, as from every function here."""
-    spec = export_release(reference, destination, facts)
+def to_timm(reference: str, destination: Path, facts: Facts, *, is_pushed: bool) -> list[str]:
+    """A folder that plain timm loads; what to tell the user, a line each, as from every function here.
+
+    One that is pushed may be there already, from a push that failed.
+    """
+    spec = export_release(reference, destination, facts, told_by="." if is_pushed else None)
     size = sum(path.stat().st_size for path in destination.rglob("*") if path.is_file())
     return [
         f"{destination}: {size / 1e6:.1f} MB, for images of {spec.channels} x {spec.size} x {spec.size}; load it with",
@@ -69,7 +74,16 @@ def to_onnx_int8(reference: str, destination: Path, data: str | None) -> list[st
     _check_suffix(destination, ".onnx")
     if data is None:
         raise ConfigError("--format onnx-int8 needs --data DIR: images to calibrate with, and to compare on")
+    index = open_index(data)
     model = load_release(reference).eval().requires_grad_(False)
+    release = Candidate(
+        name=reference,
+        reference=reference,
+        model=model,
+        spec=input_spec(model),
+        label_names=label_names(model),
+    )
+    check_images([release], index, data)
     with tempfile.TemporaryDirectory() as folder, new_place(destination) as aside:
         whole = Path(folder) / "whole.onnx"
         write_onnx(model, whole)
@@ -93,21 +107,22 @@ def to_torch(reference: str, destination: Path) -> list[str]:
 
 
 def to_mlflow(reference: str, destination: Path, facts: Facts, registered: Registered | None) -> list[str]:
-    """A pyfunc model, and with `registered` a version in MLflow's registry."""
+    """A pyfunc model, and with `registered` a version in MLflow's registry, of one that is there already too."""
     quiet_mlflow()
-    with tempfile.TemporaryDirectory() as folder, new_place(destination) as aside:
+    place = None if registered is None else tracking_place(reference)
+    told_by = None if registered is None else RELEASE_IN_MODEL
+    with tempfile.TemporaryDirectory() as folder, new_place(destination, told_by=told_by) as aside:
         release = Path(folder) / "release"
         spec = export_release(reference, release, facts)
         num_classes = int(getattr(load_release(str(release)), "num_classes", 0))
         save_pyfunc(release, aside, channels=spec.channels, num_classes=num_classes)
     lines = [f"{destination}: load it with", f"  mlflow.pyfunc.load_model({str(destination)!r})"]
-    if registered is not None:
-        lines.append(_register(reference, destination, registered))
+    if registered is not None and place is not None:
+        lines.append(_register(reference, destination, registered, *place))
     return lines
 
 
-def _register(reference: str, folder: Path, registered: Registered) -> str:
-    uri, experiment = tracking_place(reference)
+def _register(reference: str, folder: Path, registered: Registered, uri: str, experiment: str) -> str:
     run_id = run_of_release(reference)
     try:
         return register_pyfunc(
@@ -120,7 +135,10 @@ def _register(reference: str, folder: Path, registered: Registered) -> str:
             tags={"mirada.run_id": run_id or "", "mirada.checkpoint": reference},
         )
     except SinkError as failure:
-        raise ConfigError(f"{str(folder)!r} is written, but not registered: {failure}") from failure
+        raise ConfigError(
+            f"{str(folder)!r} is written, but not registered: {failure}; start the server, or set "
+            "MLFLOW_TRACKING_URI, and run the same command again"
+        ) from failure
 
 
 def _check_suffix(destination: Path, suffix: str) -> None:

@@ -36,6 +36,7 @@ def push_folder(folder: Path, name: str) -> str:
         reason = " ".join(line.strip() for line in str(failure).splitlines()[:3] if line.strip())
         raise ConfigError(
             f"{str(folder)!r} is written, but could not be pushed to hf-hub:{name}: "
-            f"{type(failure).__name__}: {reason[:400]}; log in with `hf auth login` or set HF_TOKEN, and push again"
+            f"{type(failure).__name__}: {reason[:400]}; log in with `hf auth login` or set HF_TOKEN, and run the same "
+            "command again"
         ) from failure
     return str(commit.commit_url)

@@ -17,7 +17,7 @@ INPUT, OUTPUT = "images", "logits"
 
 
 class OnnxNetwork(nn.Module):
-    """Images [B, C, H, W], normalized -> logits [B, classes], by ONNX Runtime on the CPU."""
+    """Images [B, C, H, W], normalized -> logits [B, classes] where the images are, by ONNX Runtime on the CPU."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         (logits,) = self._session.run([OUTPUT], {INPUT: images.cpu().contiguous().numpy()})
-        return torch.from_numpy(logits)
+        return torch.from_numpy(logits).to(images.device)
 
 
 def open_session(path: Path) -> Any:

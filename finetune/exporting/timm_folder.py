@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import shutil
 from pathlib import Path
 
@@ -10,21 +9,26 @@ import torch
 
 from configs.base import ConfigError
 from finetune.exporting.card import Facts, complete_card
-from finetune.exporting.destination import new_place
+from finetune.exporting.destination import differing_files, new_place
 from models.build import InputSpec, input_spec, load_release, resolve_release
 
 CARD = "README.md"
 
 
-def export_release(reference: str, destination: Path, facts: Facts | None = None) -> InputSpec:
-    """Copies a release to a new folder, whole or not at all, and returns what the network in it takes."""
+def export_release(
+    reference: str, destination: Path, facts: Facts | None = None, *, told_by: str | None = None
+) -> InputSpec:
+    """Copies a release to a new folder, whole or not at all, and returns what the network in it takes.
+
+    `told_by` is that of `new_place`.
+    """
     resolved = resolve_release(reference)
     if not resolved.startswith("local-dir:"):
         raise ConfigError(
             f"{reference!r} is no folder: give a run folder with a release, or a release folder"
         )
     source = Path(resolved.removeprefix("local-dir:"))
-    with new_place(destination) as aside:
+    with new_place(destination, told_by=told_by) as aside:
         shutil.copytree(source, aside)
         _compare(source, aside)
         spec = verify_release(str(aside))
@@ -49,7 +53,6 @@ def verify_release(reference: str) -> InputSpec:
 
 
 def _compare(source: Path, copy: Path) -> None:
-    names = [str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()]
-    _, differing, missing = filecmp.cmpfiles(source, copy, names, shallow=False)
-    if differing or missing:
-        raise OSError(f"the copy of {str(source)!r} differs from it in {', '.join(differing + missing)}")
+    differing = differing_files(source, copy)
+    if differing:
+        raise OSError(f"the copy of {str(source)!r} differs from it in {', '.join(differing)}")

@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from typer.testing import CliRunner
 
 from configs.base import ConfigError
+from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.loader import EvalLoader
 from data_pipeline.pixels.corruptions.corrupt import corrupt
@@ -28,10 +29,13 @@ from finetune.candidate import Candidate, load_candidates, parse_device
 from finetune.evaluating import comparison as comparing
 from finetune.evaluating.comparison import Comparison, Row, compare, write_json
 from finetune.evaluating.pictures import draw_pictures
+from finetune.evaluating.scoring import score
 from finetune.evaluating.table import as_table, with_prefix
 from finetune.evaluation import app, open_world
 from models.throughput import Throughput
+from tests.support.forked_ranks import fork_ranks, wait_for
 from tests.support.releases import make_release
+from tests.support.shards import make_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = "mirada://sample/test"
@@ -289,6 +293,27 @@ def test_data_without_images_or_labels_is_refused(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(comparing, "open_index", lambda location, index=index: index)
         with pytest.raises(ConfigError, match=words):
             compare([candidate], "photos", batch_size=100, world=ALONE)
+
+
+def test_two_ranks_stop_together_where_too_many_images_cannot_be_decoded(tmp_path: Path) -> None:
+    index = make_shards(tmp_path / "shards", [30, 30], bad={3: b"no image", 40: b"no image"})
+    candidate = load(make_release(tmp_path / "student"))
+
+    def stop(world: World) -> None:
+        with pytest.raises(DataError, match=r"^2 of 60 images cannot be used"):
+            score([candidate], index, str(tmp_path / "shards"), batch_size=8, world=world)
+
+    wait_for(fork_ranks(tmp_path, stop))
+
+
+def test_a_few_images_that_cannot_be_decoded_are_left_out_and_counted(
+    tmp_path: Path, unhurried: None
+) -> None:
+    make_shards(tmp_path / "shards", [1000], bad={3: b"no image"})
+    candidate = load(make_release(tmp_path / "student"))
+    found = compare([candidate], str(tmp_path / "shards"), batch_size=100, world=ALONE)
+    assert (found.num_images, found.num_left_out) == (999, 1)
+    assert str(as_table(found).title).endswith("; 1 more cannot be decoded")
 
 
 def test_a_damaged_file_of_weights_is_named(tmp_path: Path) -> None:

@@ -16,10 +16,13 @@ from typer.testing import CliRunner
 
 from configs.base import ConfigError
 from engine.tracking import command as tracking
+from engine.tracking.follower import SinkError
 from finetune.candidate import load_candidates
 from finetune.evaluating.comparison import Comparison
 from finetune.evaluating.tracking import track, tracking_place
+from finetune.evaluation import app as evaluate_app
 from finetune.export import app
+from finetune.exporting import formats
 from finetune.predict import predict
 from models.build import load_release
 from tests.finetune.test_evaluation import row
@@ -121,6 +124,39 @@ def test_an_exported_model_predicts_where_mirada_is_not_and_holds_no_pickle(
     np.testing.assert_allclose(
         np.sort(probabilities)[::-1], [guess.probability for guess in told.guesses], rtol=0.05, atol=1e-3
     )
+
+
+@pytest.mark.slow
+def test_the_command_that_could_not_register_registers_the_next_time(
+    run: TrackedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise SinkError("no answer")
+
+    command = [str(run.path), str(tmp_path / "model"), "--format", "mlflow", "--register", "again@student"]
+    with monkeypatch.context() as patch:
+        patch.setattr(formats, "register_pyfunc", refuse)
+        failed = CliRunner().invoke(app, command)
+    assert "is written, but not registered: no answer; start the server" in str(failed.exception)
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0, again.exception
+    assert f"models:/again@student, version 1 on {run.uri}" in again.output
+
+
+def test_a_missing_address_of_mlflow_is_said_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    stranger, out = make_release(tmp_path / "stranger"), tmp_path / "model"
+    monkeypatch.setattr("finetune.evaluation.compare", lambda *_, **__: pytest.fail("was evaluated"))
+    monkeypatch.setattr(formats, "save_pyfunc", lambda *_, **__: pytest.fail("was written"))
+    for program, command in (
+        (evaluate_app, [str(stranger), "--data", "mirada://sample/test", "--track"]),
+        (app, [str(stranger), str(out), "--format", "mlflow", "--register", "net@student"]),
+    ):
+        result = CliRunner().invoke(program, command)
+        assert isinstance(result.exception, ConfigError), result.exception
+        assert "does not say where MLflow is" in str(result.exception)
 
 
 def test_a_checkpoint_that_was_tracked_nowhere_says_what_to_set(

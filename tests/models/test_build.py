@@ -197,6 +197,14 @@ def test_what_is_wrong_with_a_release_is_said(tmp_path: Path) -> None:
         load_release(str(folder))
 
 
+@pytest.mark.parametrize("reference", ["resnet50.a1_in1k", "hf-hub:owner/typo"])
+def test_a_network_that_cannot_be_fetched_is_an_error_with_a_way_out(reference: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"'{reference}' cannot be fetched .* into a folder with its config"
+    ):
+        load_release(reference)
+
+
 RESIZABLE = [
     ("vit_tiny_patch16_224", {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}),
     ("deit_tiny_distilled_patch16_224", {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}),

@@ -9,7 +9,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from configs.base import ConfigError
 from data_pipeline.batch import Batch
-from engine.results.evaluate import Evaluator, Scores
+from engine.results.evaluate import Evaluator, Scores, Tally
 from engine.world import World
 
 
@@ -73,3 +73,13 @@ def test_a_set_without_labels_is_an_error(world: World) -> None:
     pixels = torch.zeros(2, 2, dtype=torch.long)
     with pytest.raises(ConfigError, match="no labelled image"):
         scores([batch(pixels, torch.tensor([-1, -1]), torch.ones(2))], 2, world)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_an_image_whose_logits_are_no_numbers_counts_as_wrong(broken: float, world: World) -> None:
+    tally = Tally(world)
+    logits = torch.tensor([[9.0, 0.0], [broken, 0.0], [broken, broken]])
+    tally.add(logits, batch(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long), torch.ones(3)))
+    found = tally.scores()
+    assert (found.num_images, found.top1, found.top5) == (3, pytest.approx(100 / 3), pytest.approx(100 / 3))
+    assert found.ece == pytest.approx(0.0, abs=1e-3)

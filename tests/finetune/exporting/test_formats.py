@@ -12,15 +12,18 @@ import torch
 from typer.testing import CliRunner
 
 from configs.base import ConfigError
+from engine.world import World
 from finetune.candidate import load_candidates
+from finetune.evaluating.comparison import compare
 from finetune.export import app
-from finetune.exporting import onnx_file
+from finetune.exporting import formats, onnx_file
 from finetune.exporting.onnx_file import check_onnx, random_images
 from finetune.exporting.onnx_int8 import calibration_batches, quantize
 from finetune.predict import app as predict_app
 from models.build import input_spec, load_release
 from tests.support.images import encoded_image
 from tests.support.releases import make_release
+from tests.support.shards import make_shards
 
 pytest.importorskip("onnxruntime")
 
@@ -96,8 +99,9 @@ def test_logits_that_differ_are_refused_and_leave_no_file(
 
 
 def test_eight_bits_are_compared_with_thirty_two(exported: Path, tmp_path: Path) -> None:
-    out = tmp_path / "small.onnx"
-    said = export(exported / "cnn", out, "--format", "onnx-int8", "--data", SAMPLE)
+    out = tmp_path / "out" / "small.onnx"
+    unnamed = make_release(tmp_path / "cnn")  # the same network, of no classes but the data's
+    said = export(unnamed, out, "--format", "onnx-int8", "--data", SAMPLE)
     assert "1,000 images" in said and "8 bits lose" in said and "images/s" in said
     import onnx
 
@@ -107,7 +111,34 @@ def test_eight_bits_are_compared_with_thirty_two(exported: Path, tmp_path: Path)
     images = random_images(full.spec, 64)
     agree = (full.model(images).argmax(1) == small.model(images).argmax(1)).float().mean()
     assert float(agree) > 0.8
-    assert [path.name for path in tmp_path.iterdir()] == ["small.onnx"]
+    assert [path.name for path in out.parent.iterdir()] == ["small.onnx"]
+
+
+def test_data_that_a_network_cannot_be_compared_on_are_refused_before_anything_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "write_onnx", lambda model, path: pytest.fail("was exported"))
+    few = make_release(tmp_path / "few", num_classes=3)
+    with pytest.raises(ConfigError, match=r"few' tells 3 classes apart and the data .* has 10"):
+        export(few, tmp_path / "out.onnx", "--format", "onnx-int8", "--data", SAMPLE)
+    make_shards(tmp_path / "unlabelled", [2], num_classes=None)
+    with pytest.raises(ConfigError, match="have no labels, so there is nothing to score them by"):
+        export(few, tmp_path / "out.onnx", "--format", "onnx-int8", "--data", tmp_path / "unlabelled")
+
+
+def test_an_onnx_file_stays_on_the_cpu_whichever_device_is_chosen(exported: Path) -> None:
+    (candidate,) = load_candidates([str(exported / "cnn.onnx")], device=torch.device("meta"))
+    assert next(candidate.model.parameters()).device.type == "cpu"
+
+
+@pytest.mark.gpu
+def test_an_onnx_file_is_evaluated_beside_a_network_on_the_gpu(exported: Path) -> None:
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cuda"))
+    references = [str(exported / name) for name in ("cnn", "cnn.onnx")]
+    found = compare(load_candidates(references, device=world.device), SAMPLE, batch_size=100, world=world)
+    release, onnx = found.rows
+    assert onnx.top1 == pytest.approx(release.top1, abs=0.5)
+    assert found.timing.startswith("Forward alone, warm, fp32, cuda; cnn.onnx: cpu, ")
 
 
 def test_a_vit_in_eight_bits_still_tells_what_it_told(exported: Path, tmp_path: Path) -> None:

@@ -92,6 +92,35 @@ def test_a_broken_release_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_the_command_that_could_not_push_pushes_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = make_release(tmp_path / "run"), tmp_path / "out"
+    pushed: list[str] = []
+
+    def push(folder: Path, name: str) -> str:
+        pushed.append(name)
+        if len(pushed) == 1:
+            raise ConfigError("no network")
+        return "address"
+
+    monkeypatch.setattr("finetune.export.push_folder", push)
+    command = [str(run), str(out), "--push", "hf-hub:someone/net"]
+    assert str(CliRunner().invoke(app, command).exception) == "no network"
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 0 and "pushed: address" in again.output
+
+    (out / "config.json").write_text("{}")
+    refused = CliRunner().invoke(app, command)
+    assert "is another export: it differs in config.json" in str(refused.exception)
+    alone = CliRunner().invoke(app, command[:2])
+    assert "exists already: give a new name" in str(alone.exception)
+    assert pushed == ["someone/net"] * 2 and sorted(path.name for path in tmp_path.iterdir()) == [
+        "out",
+        "run",
+    ]
+
+
 def test_a_folder_in_use_and_a_name_without_folder_are_refused(tmp_path: Path) -> None:
     run = make_release(tmp_path / "run")
     with pytest.raises(ConfigError, match="exists already: give a new name"):
