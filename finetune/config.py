@@ -165,6 +165,22 @@ class FinetuneConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _watched_layers_are_not_recomputed(self) -> FinetuneConfig:
+        """timm recomputes a watched layer unwatched, or calls what is in a stage and never the stage."""
+        if not self.train.activation_checkpointing or self.teacher is None:
+            return self
+        watching = [f"teacher.{name}" for name in ("attention", "features") if name in self.teacher.losses]
+        if self.teacher.overlap is not None:
+            watching.append("teacher.overlap")
+        if watching:
+            raise ValueError(
+                f"{' and '.join(watching)} watch layers of the student, which train.activation_checkpointing recomputes "
+                f"or passes over: leave it out (train.micro_batch saves memory too), or set {'=null and '.join(watching)}"
+                "=null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _students_do_not_meet(self) -> FinetuneConfig:
         """What would couple the students of one run, or is not made for several."""
         if not self.students:
