@@ -49,6 +49,10 @@ def load(*overrides: str) -> FinetuneConfig:
             ("train.activation_checkpointing=true", "teacher.attention=null", "teacher.overlap={}"),
             "set teacher.overlap=null",
         ),
+        (
+            ("teacher.overlap={}", "data.val=null"),
+            "teacher.overlap is measured on the images of evaluations, and there are none: set data.val",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(overrides: tuple[str, ...], message: str) -> None:
