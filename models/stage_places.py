@@ -50,5 +50,6 @@ class StagePlaces:
             patches = x_BND[:, prefix:]
             grid = self._token_grid.of(patches.shape[1])
             if grid is not None:
-                return patches.transpose(1, 2).unflatten(2, grid)
+                places: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+                return places
         raise RuntimeError(f"{x_BND.shape[1]} tokens of {name} fill no grid: patch dropout is on")
