@@ -203,6 +203,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def networks(self) -> Mapping[str, ModelConfig]:
+        """The networks that are trained on the classes of the data, by where they are described."""
+        return {"model": self.model}
+
+    @property
     def releases(self) -> Mapping[str, str]:
         """The released checkpoints that the run builds on, by what they are to it."""
         return {}

@@ -52,14 +52,24 @@ class Sidecar:
     """The records of an index's images; whoever holds it may be sent to another process."""
 
     def __init__(
-        self, folder: Path, index: ShardIndex, record: Record, *, augment: AugmentConfig, again: str
+        self,
+        folder: Path,
+        index: ShardIndex,
+        record: Record,
+        *,
+        augment: AugmentConfig,
+        again: str,
+        passes: Sequence[int],
+        further: str,
     ) -> None:
-        """`again` is the command that writes what is missing."""
+        """`again` is a command that writes what is missing of so many `passes` over each corpus, `further` one more."""
         self._folder = folder
         self._index = index
         self._record = record
         self._augment = augment
         self._again = again
+        self._passes = _by_shard(index, passes)
+        self._further = further
 
     @property
     def record_size(self) -> int:
@@ -86,11 +96,19 @@ class Sidecar:
         try:
             return _map_rows(path, int(self._index.lengths[part.shard]), self._record)
         except FileNotFoundError:
-            raise DataError(f"{str(path)!r} is missing; write it with: {self._again}") from None
+            raise DataError(self._absence(part, path)) from None
         except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"{str(path)!r} is damaged ({error}); delete it, and write it again with: {self._again}"
             ) from error
+
+    def _absence(self, part: Part, path: Path) -> str:
+        if part.of_pass < self._passes[part.shard]:
+            return f"{str(path)!r} is missing; write it with: {self._again}"
+        return (
+            f"{str(path)!r} is missing: the run goes on for as many batches as it left out after a rollback, into a "
+            f"pass that was never written; write that too with: {self._further}\nThen start the run again: it resumes"
+        )
 
     def _fault(self, part: Part, row: int, record: NDArray[np.uint8]) -> DataError:
         path, shard = part.path(self._folder), self._index.shards[part.shard].name
@@ -119,8 +137,7 @@ def write_records(path: Path, rows: NDArray[np.void], *, present: NDArray[np.boo
 
 def parts_of(index: ShardIndex, *, passes: Sequence[int], copies: int) -> list[Part]:
     """All parts, pass after pass; `passes` are those of each corpus of the index. Empty shards have none."""
-    members = index.members if isinstance(index, JoinedIndex) else (index,)
-    by_shard = np.repeat(np.array(passes), [len(member.shards) for member in members])
+    by_shard = _by_shard(index, passes)
     shards = np.flatnonzero(index.lengths)
     return [
         Part(of_pass, copy, shard)
@@ -128,6 +145,12 @@ def parts_of(index: ShardIndex, *, passes: Sequence[int], copies: int) -> list[P
         for copy in range(copies)
         for shard in shards[by_shard[shards] > of_pass].tolist()
     ]
+
+
+def _by_shard(index: ShardIndex, passes: Sequence[int]) -> Ints:
+    """For each shard the passes over its corpus."""
+    members = index.members if isinstance(index, JoinedIndex) else (index,)
+    return np.repeat(np.array(passes, np.int64), [len(member.shards) for member in members])
 
 
 def _checksums(records: NDArray[np.uint8]) -> NDArray[np.uint32]:

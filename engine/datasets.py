@@ -23,16 +23,13 @@ def open_datasets(
     if needs_captions:
         refuse_missing_captions(index, max_fraction=config.data.max_bad_fraction)
         return index, _open_named(config.data.val)
-    known, wanted = len(index.classes), config.model.num_classes
+    known = len(index.classes)
     if needs_labels and not known:
         raise ConfigError(
             f"data.train: {config.data.train!r} has no labels, so there are no classes to learn"
         )
-    if needs_labels and wanted not in (None, known):
-        raise ConfigError(
-            f"model.num_classes is {wanted}, but the class map of {config.data.train!r} has {known} classes "
-            f"({', '.join(index.classes[:5])}{' ...' if known > 5 else ''}); leave model.num_classes out"
-        )
+    if needs_labels:
+        _refuse_other_classes(config, index)
     data = config.data
     if data.val is None and not data.held_out:
         return index, None
@@ -51,6 +48,21 @@ def open_datasets(
             f"{config.data.train!r} ({known} classes); build both with the same classes (--classes)"
         )
     return index, val_index
+
+
+def _refuse_other_classes(config: RunConfig, index: ShardIndex) -> None:
+    known = len(index.classes)
+    others = {
+        f"{place}.num_classes": network.num_classes
+        for place, network in config.networks.items()
+        if network.num_classes not in (None, known)
+    }
+    if others:
+        given = " and ".join(f"{place} is {count}" for place, count in others.items())
+        raise ConfigError(
+            f"{given}, but the class map of {config.data.train!r} has {known} classes "
+            f"({', '.join(index.classes[:5])}{' ...' if known > 5 else ''}); leave {' and '.join(others)} out"
+        )
 
 
 def _open_named(location: str | None) -> ShardIndex | None:

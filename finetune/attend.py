@@ -133,7 +133,10 @@ def main(
     gallery = open_gallery(data, files, count=count)
     if data is not None:
         for candidate in candidates:
-            candidate.check_classes(gallery.class_names, location=data)
+            if (
+                candidate.num_classes and gallery.class_names
+            ):  # an encoder, or images without labels, have none
+                candidate.check_classes(gallery.class_names, location=data)
     finest = max(candidates, key=lambda candidate: (candidate.spec.size, candidate.spec.channels))
     shown = gallery.read(finest.data_config(data or ""))
     labels = [Panel(text=name) for name in gallery.names]
@@ -168,6 +171,8 @@ def _last_as_fine_as(wanted: tuple[int, int], maps: Sequence[Tensor]) -> int:
 
 
 def _predictions(candidate: Candidate, probabilities: Tensor, gallery: Gallery) -> tuple[Panel, ...]:
+    if not candidate.num_classes:  # an encoder puts out features, of which none is a class
+        return tuple(Panel(text="") for _ in gallery.labels)
     names = candidate.label_names or gallery.class_names
     panels = []
     for label, row in zip(gallery.labels, probabilities, strict=True):

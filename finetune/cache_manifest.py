@@ -136,17 +136,18 @@ def crops_of(config: FinetuneConfig) -> dict[str, Any]:
 
 def needed_extent(config: FinetuneConfig, index: ShardIndex, *, epochs: int | None = None) -> Extent:
     """What a run of this config, or so many epochs of it, asks for."""
-    data, train = config.data, config.train
-    order = RunOrder(index, data, global_batch=train.global_batch, seed=train.seed)
-    if epochs is None:
-        steps = train.duration.steps(steps_per_epoch=order.batches_per_epoch, global_batch=train.global_batch)
-        epochs = max(1, -(-steps // order.batches_per_epoch))
-    limit = data.augment.passes
-    passes = order.passes_begun(epochs)
+    order = _order_of(config, index)
+    limit = config.data.augment.passes
+    passes = order.passes_begun(_epochs_begun(config, order) if epochs is None else epochs)
     return Extent(
         passes=passes if limit is None else tuple(min(limit, count) for count in passes),
-        copies=data.repeats,
+        copies=config.data.repeats,
     )
+
+
+def further_epochs(config: FinetuneConfig, index: ShardIndex, manifest: CacheManifest) -> int:
+    """How many epochs a cache that served this run up to its end has to be taught about to go on."""
+    return 1 + max(_epochs_begun(config, _order_of(config, index)), *manifest.wanted.passes)
 
 
 def setting_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
@@ -162,6 +163,16 @@ def teacher_differences(there: Mapping[str, str], here: Mapping[str, str]) -> st
     if theirs == ours:
         return ""
     return f"it was taught by {_describe(there)}, and this recipe's teacher is {_describe(here)}"
+
+
+def _order_of(config: FinetuneConfig, index: ShardIndex) -> RunOrder:
+    return RunOrder(index, config.data, global_batch=config.train.global_batch, seed=config.train.seed)
+
+
+def _epochs_begun(config: FinetuneConfig, order: RunOrder) -> int:
+    train, per_epoch = config.train, order.batches_per_epoch
+    steps = train.duration.steps(steps_per_epoch=per_epoch, global_batch=train.global_batch)
+    return max(1, -(-steps // per_epoch))
 
 
 def _describe(teachers: Mapping[str, str]) -> str:

@@ -57,6 +57,11 @@ class FinetuneConfig(RunConfig):
         return found if self.checkpoint is None else {**found, "start": self.checkpoint}
 
     @property
+    def networks(self) -> Mapping[str, ModelConfig]:
+        """The students by where they are described."""
+        return {**super().networks, **{f"students.{name}": model for name, model in self.students.items()}}
+
+    @property
     def kept_answers(self) -> Mapping[str, str]:
         """Those that are read instead of asking the teacher."""
         cache = None if self.teacher is None else self.teacher.cache
@@ -137,6 +142,8 @@ class FinetuneConfig(RunConfig):
         if isinstance(self.mode, KnnMode):
             if self.teacher is not None:
                 mistakes.append("mode.name 'knn' learns nothing: leave 'teacher' out")
+            if self.students:
+                mistakes.append("mode.name 'knn' learns nothing: leave 'students' out")
             if self.data.val is None:
                 mistakes.append("mode.name 'knn' scores the images of data.val: set it")
         if mistakes:
@@ -161,6 +168,32 @@ class FinetuneConfig(RunConfig):
         if self.train.compile and self.teacher is not None and "features" in self.teacher.losses:
             raise ValueError(
                 "teacher.features are watched in a way that train.compile cannot trace: leave one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _watched_layers_are_not_recomputed(self) -> FinetuneConfig:
+        """timm recomputes a watched layer unwatched, or calls what is in a stage and never the stage."""
+        if not self.train.activation_checkpointing or self.teacher is None:
+            return self
+        watching = [f"teacher.{name}" for name in ("attention", "features") if name in self.teacher.losses]
+        if self.teacher.overlap is not None:
+            watching.append("teacher.overlap")
+        if watching:
+            raise ValueError(
+                f"{' and '.join(watching)} watch layers of the student, which train.activation_checkpointing "
+                "recomputes or passes over: leave it out (train.micro_batch saves memory too), or set "
+                f"{'=null and '.join(watching)}=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_has_images_to_be_measured_on(self) -> FinetuneConfig:
+        overlap = None if self.teacher is None else self.teacher.overlap
+        if overlap is not None and self.data.val is None and not self.data.held_out:
+            raise ValueError(
+                "teacher.overlap is measured on the images of evaluations, and there are none: set data.val or "
+                "data.held_out, or leave it out (teacher.overlap=null)"
             )
         return self
 

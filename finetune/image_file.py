@@ -22,6 +22,8 @@ def read_image_file(path: Path, config: DataConfig) -> NDArray[np.uint8]:
         raise DataError(f"image {str(path)!r}: no such file") from error
     except IsADirectoryError as error:
         raise DataError(f"image {str(path)!r} is a folder: name the files in it") from error
+    except OSError as error:
+        raise DataError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
     except DecodeError as error:
         raise DataError(
             f"image {str(path)!r} cannot be read: {error.reason}; JPEG, PNG and WebP are"

@@ -133,7 +133,13 @@ def student_stages(
             "student_stages: 'matched' needs the depth of the teacher's layers, which only the teacher itself "
             "knows: list the stages"
         )
-    return nearest_depths(depths, relative_depths(student, stage_names(student)))
+    names = stage_names(student)
+    if not names:
+        raise ConfigError(
+            f"'matched' chooses among the stages that timm lists in feature_info, and {type(student).__name__} has "
+            "none: take another student"
+        )
+    return nearest_depths(depths, relative_depths(student, names))
 
 
 def _open_student_maps(student: nn.Module, wanted: AttentionConfig, teacher: Observer | None) -> MapHooks:

@@ -20,6 +20,7 @@ from finetune.cache_manifest import (
     CacheManifest,
     Extent,
     crops_of,
+    further_epochs,
     needed_extent,
     read_manifest,
     setting_differences,
@@ -75,7 +76,14 @@ def open_teacher_cache(config: FinetuneConfig, index: ShardIndex) -> CachedTeach
     if mistakes:
         raise ConfigError("\n".join(f"teacher.cache {str(folder)!r}: {mistake}" for mistake in mistakes))
     sidecar = Sidecar(
-        folder, index, manifest.answers.record, augment=config.data.augment, again=manifest.command
+        folder,
+        index,
+        manifest.answers.record,
+        augment=config.data.augment,
+        again=manifest.command,
+        passes=manifest.wanted.passes,
+        # Of an option that is given twice the later counts.
+        further=f"{manifest.command} --epochs {further_epochs(config, index, manifest)}",
     )
     logits = config.teacher.logits
     return CachedTeacher(

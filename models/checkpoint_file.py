@@ -23,9 +23,11 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 _CONVERT = (
     "import torch, safetensors.torch as s; c = torch.load({source!r}, map_location='cpu', weights_only=False); "
-    "c = next((c[k] for k in {wrappers} if k in c), c); "
+    "w = lambda x: x.state_dict() if hasattr(x, 'state_dict') else x; c = w(c); "
+    "c = next((v for v in map(w, map(c.get, {wrappers})) if isinstance(v, dict)), c); "
     "s.save_file({{k: v.clone().contiguous() for k, v in c.items() if torch.is_tensor(v)}}, {target!r})"
 )
+"""Whole modules become their weights; as in `read_weights`, the first of WRAPPERS that holds any is taken."""
 _FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
 
 

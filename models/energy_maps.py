@@ -1,39 +1,47 @@
-"""Where a CNN looks: the energy of a stage's activations (Zagoruyko & Komodakis 2017), one map per image."""
+"""Where a stage looks: the energy of a stage's activations (Zagoruyko & Komodakis 2017), one map per image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from configs.base import ConfigError
 from models.map_hooks import MapHooks, pick
+from models.stage_places import StagePlaces
+from models.token_merging import Tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class EnergyMaps(MapHooks):
     """Mean over channels of the squared activations a stage puts out: float32 [B, h, w], not normalised.
 
-    Stages are those of timm's ``feature_info`` (CNNs: the stem first; Swin: its stages), by index or by module name.
+    Stages are those of timm's ``feature_info`` (CNNs: the stem first; Swin: its stages; ViT: its blocks), by index
+    or by module name.
     """
 
     kind = "energy"
 
     def __init__(self, model: nn.Module, stages: Sequence[int | str] = (-1,)) -> None:
         super().__init__(pick(stages_of(model), stages, what="stages"))
-        self._channel_dim = -1 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
+        self._places = StagePlaces(model)
+
+    def __enter__(self) -> Self:
+        self._hooks.enter_context(self._places.listen())
+        return super().__enter__()
 
     def _attach(self, index: int, module: nn.Module) -> None:
         self._keep(module.register_forward_hook(partial(self._on_output, index)))
 
-    def _on_output(self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.ndim != 4:
-            raise RuntimeError(
-                f"{self.names[index]} puts out a tensor of shape {tuple(output.shape)}: no image-like stage"
-            )
-        self._seen[index] = output.float().square().mean(dim=self._channel_dim)
+    def _on_output(
+        self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Tokens
+    ) -> None:
+        self._seen[index] = self._places.of(self.names[index], output).float().square().mean(dim=1)
 
 
 def stage_names(model: nn.Module) -> tuple[str, ...]:

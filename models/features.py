@@ -1,22 +1,20 @@
 """Features of places: what the stages of a network put out, as [B, D, h, w] whatever they are made of.
 
 Stages are those of timm's ``feature_info``: of a ViT its blocks, of a Swin and of a CNN its stages (the stem first).
-
-Shapes: B images, N tokens (prefix tokens first), D channels, h x w places.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from models.energy_maps import stages_of
 from models.map_hooks import MapHooks, pick
-from models.token_grid import TokenGrid
+from models.stage_places import StagePlaces
 from models.token_merging import Tokens
 
 if TYPE_CHECKING:
@@ -30,14 +28,10 @@ class Features(MapHooks):
 
     def __init__(self, model: nn.Module, stages: Sequence[int | str] = (-1,)) -> None:
         super().__init__(pick(stages_of(model), stages, what="features in stages"))
-        self._channel_dim = -1 if getattr(model, "output_fmt", "NCHW") == "NHWC" else 1
-        self._prefix = int(getattr(model, "num_prefix_tokens", 0))
-        patch_embed: Any = getattr(model, "patch_embed", None)
-        self._token_grid = None if patch_embed is None else TokenGrid(patch_embed)
+        self._places = StagePlaces(model)
 
     def __enter__(self) -> Self:
-        if self._token_grid is not None:
-            self._keep(self._token_grid.listen())
+        self._hooks.enter_context(self._places.listen())
         return super().__enter__()
 
     def _attach(self, index: int, module: nn.Module) -> None:
@@ -46,20 +40,7 @@ class Features(MapHooks):
     def _on_output(
         self, index: int, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | Tokens
     ) -> None:
-        if isinstance(output, Tokens):
-            output = output.spread()
-        if output.ndim == 3:
-            self._seen[index] = self._of_tokens(self.names[index], output)
-        else:
-            self._seen[index] = output.movedim(self._channel_dim, 1)
-
-    def _of_tokens(self, name: str, x_BND: Tensor) -> Tensor:
-        patches = x_BND[:, self._prefix :]
-        grid = None if self._token_grid is None else self._token_grid.of(patches.shape[1])
-        if grid is None:
-            raise RuntimeError(f"{patches.shape[1]} tokens of {name} fill no grid: patch dropout is on")
-        features: Tensor = patches.transpose(1, 2).unflatten(2, grid)
-        return features
+        self._seen[index] = self._places.of(self.names[index], output)
 
 
 @torch.no_grad()

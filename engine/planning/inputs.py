@@ -18,7 +18,7 @@ from data_pipeline.order.reading import measure_reading
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import Shard
 from engine.planning.memory import Numbers
-from engine.planning.workload import Activations, Corpus, Request, Workload
+from engine.planning.workload import Activations, Corpus, Request, Workload, changed
 from engine.sharding.zero_config import BatchShape
 from engine.world import World
 from models.activation_memory import checkpointing, peak_activations
@@ -100,7 +100,8 @@ def measure_workload(
         forward_flops = train_flops_per_image(model, shape, forward=forward, backward=False)
         train_flops = train_flops_per_image(model, shape, forward=forward)
     with checkpointing(model, enabled=True) as can:
-        checkpointed = _activations(model, config, shape, micro_batch, forward) if can else None
+        possible = can and _may_recompute(config)
+        checkpointed = _activations(model, config, shape, micro_batch, forward) if possible else None
     train_flops += sum(map(count_own_flops, frozen))
     return Workload(
         numbers=numbers,
@@ -110,6 +111,15 @@ def measure_workload(
         train_flops=train_flops,
         frozen_bytes=sum(weight.nbytes for network in frozen for weight in network.parameters()),
     )
+
+
+def _may_recompute(config: RunConfig) -> bool:
+    """Whether the recipe allows activation checkpointing; one that watches layers does not."""
+    try:
+        changed(config, train={"activation_checkpointing": True})
+    except ValueError:
+        return False
+    return True
 
 
 def _activations(

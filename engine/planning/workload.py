@@ -55,7 +55,7 @@ class Workload:
     numbers: Numbers
     activations: Activations
     checkpointed: Activations | None
-    """With activation checkpointing; None for a model that cannot do it."""
+    """With activation checkpointing; None for a model that cannot do it, or a recipe that does not allow it."""
     forward_flops: int
     """Per image, of the model alone."""
     train_flops: int

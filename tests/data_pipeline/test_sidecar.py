@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tests.support.shards import make_shards
 LENGTHS = [7, 5, 9]
 RECORD = np.dtype([CHECK, ("sample", "<i4"), ("of_pass", "<i2"), ("copy", "<i2")])
 AGAIN = "mirada teach student.yaml --out answers"
+WRITTEN: dict[str, Any] = {"again": AGAIN, "passes": (3,), "further": "mirada teach more"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def rows_of(index: ShardIndex, part: Part) -> np.ndarray:
 
 
 def sidecar_of(folder: Path, index: ShardIndex, augment: AugmentConfig | None = None) -> Sidecar:
-    return Sidecar(folder, index, RECORD, augment=augment or AugmentConfig(), again=AGAIN)
+    return Sidecar(folder, index, RECORD, augment=augment or AugmentConfig(), **WRITTEN)
 
 
 def read(sidecar: Sidecar, *wanted: tuple[int, int, int]) -> np.ndarray:
@@ -172,7 +174,7 @@ def test_an_image_that_could_not_be_read_has_no_record(index: ShardIndex, tmp_pa
 
 
 def test_records_of_another_kind_are_refused(index: ShardIndex, folder: Path) -> None:
-    other = Sidecar(folder, index, np.dtype([CHECK, ("x", "<f4")]), augment=AugmentConfig(), again=AGAIN)
+    other = Sidecar(folder, index, np.dtype([CHECK, ("x", "<f4")]), augment=AugmentConfig(), **WRITTEN)
     with pytest.raises(DataError, match=r"it has \(7,\) rows of 12 bytes, not 7 of 8"):
         other.read(*(np.zeros(1, np.int64),) * 3, np.zeros((1, 8), np.uint8))
 

@@ -11,6 +11,7 @@ from configs.load import load_config
 from data_pipeline.errors import DataError
 from engine.datasets import open_datasets
 from engine.results.labelled_sample import LabelledSample
+from finetune.config import FinetuneConfig
 from pretrain.config import PretrainConfig
 from pretrain.run import build_task
 from tests.support.shards import make_shards
@@ -104,3 +105,10 @@ def test_without_validation_data_a_run_is_evaluated_on_what_it_holds_out(unlabel
         open_datasets(
             recipe(f"data.train={unlabelled}", "data.val=null", "data.held_out=0.1"), needs_labels=False
         )
+
+
+def test_students_of_other_classes_than_the_data_are_refused_by_name() -> None:
+    tiny = ("students.tiny={name: resnet18, num_classes: 20}", "optim.clip_grad=null")
+    config = load_config(FinetuneConfig, "configs/finetune/demo_student.yaml", tiny).config
+    with pytest.raises(ConfigError, match=r"^students\.tiny\.num_classes is 20, but .* has 10 classes"):
+        open_datasets(config, needs_labels=True)

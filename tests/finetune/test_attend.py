@@ -18,16 +18,19 @@ from finetune.candidate import Candidate, load_candidates
 from finetune.overlay import Column, Panel, blend, draw_overlays
 from models.attention_maps import AttentionMaps
 from models.energy_maps import EnergyMaps
+from tests.support.shards import make_shards
 
 SAMPLE = "mirada://sample/test"
 VIT = ("vit_tiny_patch16_224", {"img_size": 28, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3})
 CNN = ("nf_seresnet26", {"depths": (1, 1), "channels": (16, 32), "stem_type": "3x3", "stem_chs": 8})
 
 
-def make_candidate(run: Path, kind: tuple[str, dict[str, object]], channels: int = 1) -> Candidate:
+def make_candidate(
+    run: Path, kind: tuple[str, dict[str, object]], channels: int = 1, num_classes: int = 10
+) -> Candidate:
     torch.manual_seed(0)
     name, args = kind
-    args = {**args, "in_chans": channels, "num_classes": 10}
+    args = {**args, "in_chans": channels, "num_classes": num_classes}
     stats = {"mean": (0.3,) * channels, "std": (0.35,) * channels, "input_size": (channels, 28, 28)}
     model = timm.create_model(name, pretrained_cfg_overlay=stats, **args)
     save_for_hf(model, run / "release", model_config={"model_args": args}, safe_serialization=True)
@@ -81,6 +84,20 @@ def test_the_program_draws_samples_and_image_files(tmp_path: Path) -> None:
     picture = cv2.imread(str(out))
     assert picture.shape[0] > 700 and picture.shape[1] > 600
     assert [path.name for path in out.parent.iterdir()] == ["attention.png"]
+
+
+def test_an_encoder_predicts_nothing_and_a_classifier_may_look_at_images_without_labels(
+    tmp_path: Path,
+) -> None:
+    encoder = make_candidate(tmp_path / "encoder", VIT, num_classes=0)
+    (column,) = look([encoder], open_gallery(SAMPLE, [], count=2))
+    assert [(panel.text, panel.correct) for panel in column.panels] == [("", None)] * 2
+    make_candidate(tmp_path / "vit", VIT)
+    make_shards(tmp_path / "unlabelled", [3], num_classes=None)
+    for name, data in (("encoder", SAMPLE), ("vit", str(tmp_path / "unlabelled"))):
+        words = [str(tmp_path / name), "--data", data, "--count", "2", "--out", str(tmp_path / f"{name}.png")]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, (result.output, result.exception)
 
 
 @pytest.mark.parametrize("num_images", [1, 6, 7, 10])

@@ -41,11 +41,28 @@ def load(*overrides: str) -> FinetuneConfig:
             "zero.stage 1, which clips by the norm of all students together",
         ),
         (("students.Big={name: resnet18}", "optim.clip_grad=null"), "Big"),
+        (
+            ("train.activation_checkpointing=true", "teacher.features={}", "teacher.overlap={}"),
+            "teacher.attention and teacher.features and teacher.overlap watch layers of the student",
+        ),
+        (
+            ("train.activation_checkpointing=true", "teacher.attention=null", "teacher.overlap={}"),
+            "set teacher.overlap=null",
+        ),
+        (
+            ("teacher.overlap={}", "data.val=null"),
+            "teacher.overlap is measured on the images of evaluations, and there are none: set data.val",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load(*overrides)
+
+
+def test_a_teacher_of_logits_alone_goes_with_recomputed_activations() -> None:
+    config = load("train.activation_checkpointing=true", "teacher.attention=null", "teacher.overlap=null")
+    assert config.train.activation_checkpointing and config.teacher is not None
 
 
 def test_divergence_needs_a_weight_of_its_own() -> None:

@@ -59,6 +59,10 @@ def test_knn_needs_no_settings_of_a_training(recipe: Path) -> None:
         (["checkpoint=null"], r"'model.name' is missing: name an architecture of timm, or set 'checkpoint'"),
         (["mode=linear_probe", "optim.layer_decay=0.7"], r"layer_decay is of several layers, and linear_probe"),
         (["mode=knn", "teacher.checkpoint=runs/t"], r"mode.name 'knn' learns nothing: leave 'teacher' out"),
+        (
+            ["mode=knn", "students.tiny={name: resnet18}"],
+            r"mode.name 'knn' learns nothing: leave 'students' out",
+        ),
         (["mode=knn", "data.val=null"], r"mode.name 'knn' scores the images of data.val: set it"),
     ],
 )  # fmt: skip

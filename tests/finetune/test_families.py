@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from configs.attention import AttentionConfig as ModelAttention
 from configs.attention import GatesConfig
+from configs.base import ConfigError
 from configs.teacher import AttentionConfig, FeaturesConfig, LogitsConfig, TeacherConfig
 from configs.training import ModelConfig
 from finetune.distill import DistillObjective
+from finetune.lesson import student_stages
 from models.apprentice import Apprentice
 from models.build import build_model
 from models.complexity import count_parameters
@@ -60,6 +63,25 @@ def test_a_student_of_this_family_learns_from_a_teacher(
     first = next(apprentice.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in apprentice.parameters())
     assert first.grad is not None and first.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("wanted", [{"student_stages": "matched"}, {"student_map": "energy"}])
+def test_a_transformer_may_show_the_energy_of_its_blocks(wanted: dict[str, Any]) -> None:
+    args = {"patch_size": 7, "embed_dim": 24, "depth": 3, "num_heads": 3}
+    config = ModelConfig(name="vit_tiny_patch16_224", args=args)
+    student = build_model(config, num_classes=4, in_chans=1, image_size=28)
+    losses = TeacherConfig(checkpoint="t", attention=AttentionConfig.model_validate(wanted))
+    loss = DistillObjective(student, **STATS, teacher=make_teacher(), losses=losses)(student, make_batch(4))
+    loss.total.backward()
+    assert 0 < loss.parts["attention"] < 1
+
+
+def test_a_student_without_stages_has_none_that_match() -> None:
+    pairs = AttentionConfig(student_stages="matched")
+    with pytest.raises(
+        ConfigError, match="among the stages that timm lists in feature_info, and Linear has none"
+    ):
+        student_stages(nn.Linear(2, 2), pairs, (1.0,))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.data import DataConfig
+from data_pipeline.errors import DataError
 from data_pipeline.reader import SampleReader
 from finetune.image_file import read_image_file
 from tests.support.shards import draw_image, encode, make_shards
@@ -27,3 +28,10 @@ def test_a_file_gives_the_pixels_that_it_gives_in_a_shard(
     first = np.zeros(1, np.int64)
     assert SampleReader(index, config).read_whole(first, first, pixels) == {}
     np.testing.assert_array_equal(read_image_file(tmp_path / "image.png", config), pixels[0])
+
+
+def test_a_file_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    config = DataConfig.model_validate({"train": "shards", "image_size": 24})
+    with pytest.raises(DataError, match=r"photo\.jpg/x\.png' cannot be read: Not a directory"):
+        read_image_file(tmp_path / "photo.jpg" / "x.png", config)

@@ -9,6 +9,7 @@ import torch
 from configs.load import load_config
 from configs.training import ModelConfig
 from data_pipeline.index import open_index
+from engine.planning.inputs import measure_workload
 from finetune.config import FinetuneConfig
 from finetune.plan import build
 from models.apprentice import Classroom
@@ -31,6 +32,15 @@ def test_all_students_are_trained_and_all_teachers_are_frozen_beside_them(tmp_pa
     assert next(trained.frozen[1].parameters()).dtype == torch.bfloat16
     images = torch.zeros(2, 1, 28, 28)
     assert trained.forward(trained.model.eval(), images).shape == (6, 10)
+
+
+def test_recomputing_is_no_remedy_where_layers_are_watched() -> None:
+    recipe = "configs/finetune/fashion_mnist_ablation.yaml"
+    config = load_config(FinetuneConfig, recipe, SAMPLE).config
+    model = build_model(config.model, num_classes=10, in_chans=1, image_size=28)
+    assert measure_workload(model, config, micro_batch=4).checkpointed is None
+    logits_alone = config.model_copy(update={"teacher": None})
+    assert measure_workload(model, logits_alone, micro_batch=4).checkpointed is not None
 
 
 def test_a_teacher_that_is_missing_is_left_out_and_said_so() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from configs.base import ConfigError
 from configs.exit_code import run_main
+from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.joined import open_training
 from data_pipeline.loader import ShardLoader
@@ -24,7 +25,7 @@ from finetune.teacher import Observer, load_teacher
 from finetune.teacher_cache import open_teacher_cache
 from models.build import build_model
 from tests.support.loading import take
-from tests.support.taught import STATS, configure, make_corpus, make_release, write_cache
+from tests.support.taught import LENGTHS, STATS, configure, make_corpus, make_release, write_cache
 
 
 @pytest.fixture(scope="module")
@@ -297,3 +298,23 @@ def test_the_network_is_loaded_for_the_overlap_of_evaluations_alone(
     """And its memory is planned for."""
     config = cached(folder, **change)
     assert len(build_plan(config, open_index(str(folder / "data"))).frozen) == num_frozen
+
+
+def test_a_run_that_left_batches_out_is_told_how_to_teach_the_pass_it_then_goes_into(
+    folder: Path, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(folder / "cache", tmp_path / "cache")
+    config, index = cached(folder, teacher__cache=str(cache)), open_index(str(folder / "data"))
+    with pytest.raises(DataError, match=r"pass-0002/00000\d\.npy' is missing: .* after a rollback") as error:
+        _read_beyond(config, index)
+    command = str(error.value).split("\n")[0].partition("write that too with: ")[2]
+    assert command.endswith("--epochs 3")
+    write_cache(made(folder), cache, epochs=3, grid=99)
+    _read_beyond(config, index)
+
+
+def _read_beyond(config: FinetuneConfig, index: ShardIndex) -> None:
+    """A batch more than two epochs have."""
+    loader = loader_of(config, index)
+    loader.read_beside(open_teacher_cache(config, index).sidecar)
+    take(loader, 2 * (sum(LENGTHS) // 8) + 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models import MlpMixer
 from torch import Tensor, nn
 
 from configs.base import ConfigError
@@ -149,6 +152,37 @@ def test_energy_of_swin_sums_its_last_axis() -> None:
     with torch.no_grad(), EnergyMaps(model, stages=(0,)) as maps:
         model.eval()(torch.rand(1, 3, 56, 56))
     assert maps.take()[0].shape == (1, 14, 14)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(timm.create_model, "vit_tiny_patch16_224", depth=2, num_heads=3, reg_tokens=2),
+        partial(timm.create_model, "cait_xxs24_224", depth=2, num_heads=3),
+        partial(MlpMixer, num_blocks=2),
+    ],
+    ids=["ViT", "CaiT", "Mixer"],
+)
+def test_energy_of_tokens_is_in_their_rows_and_columns(make: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    model = make(img_size=32, patch_size=8, embed_dim=24, num_classes=3)
+    blocks: list[torch.Tensor] = []
+    model.blocks[0].register_forward_hook(lambda _module, _inputs, output: blocks.append(output))
+    with torch.no_grad(), EnergyMaps(model.eval(), stages=(0,)) as maps:
+        model(torch.rand(2, 3, 32, 32))
+    expected = blocks[0][:, -16:].square().mean(dim=2).view(2, 4, 4)
+    torch.testing.assert_close(maps.take()[0], expected)
+
+
+def test_tokens_whose_rows_and_columns_are_unknown_are_refused() -> None:
+    model = timm.create_model("xcit_nano_12_p16_224", embed_dim=24, depth=1, num_heads=3).eval()
+    with (
+        torch.no_grad(),
+        EnergyMaps(model) as maps,
+        pytest.raises(ConfigError, match="does not say in which rows"),
+    ):
+        model(torch.rand(1, 3, 32, 32))
+    del maps
 
 
 def test_a_stage_is_found_by_name_too() -> None:

@@ -85,6 +85,31 @@ def test_the_command_in_the_error_makes_a_file_that_can_be_read(tmp_path: Path) 
     assert same(read_weights(tmp_path / "it's.safetensors"), {"a": shared, "b": shared})
 
 
+def _linear() -> torch.nn.Module:
+    model = torch.nn.Linear(3, 2)
+    model.load_state_dict({"weight": WEIGHTS["fc.weight"], "bias": WEIGHTS["fc.bias"]})
+    return model
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _linear(),
+        {"epoch": 3, "model": _linear()},
+        {"state_dict_ema": None, "state_dict": _linear().state_dict(), "args": argparse.Namespace(lr=0.1)},
+        {"model_ema": None, "model": _linear(), "args": argparse.Namespace(lr=0.1)},
+    ],
+    ids=["module", "wrapped module", "no average", "no average of a module"],
+)
+def test_the_command_converts_whatever_training_programs_save(content: Any, tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.pth", content)
+    with pytest.raises(ConfigError, match="could run code"):
+        read_weights(path)
+    exec(shlex.split(conversion_command(path))[2], {})
+    expected = {"weight": WEIGHTS["fc.weight"], "bias": WEIGHTS["fc.bias"]}
+    assert same(read_weights(tmp_path / "a.safetensors"), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -16,6 +16,7 @@ import pytest
 from configs.base import ConfigError
 from engine.events import EventLog
 from engine.results.report import main, render_report
+from engine.results.reporting.charts import draw_charts
 from engine.results.reporting.inputs import Inputs
 from engine.results.reporting.verdict import verdict
 from engine.results.run_record import read_run
@@ -163,6 +164,22 @@ def test_what_features_are_worth_is_drawn_for_a_run_without_labels(tmp_path: Pat
     )
     page = Page(render_report([run], inputs=Inputs()))
     assert "Linear probe" in page.text and "Nearest neighbours" in page.text
+
+
+def test_overlap_with_the_teacher_and_every_student_have_their_curves(tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "several")
+    values = {
+        "val/map_correlation": 0.4,
+        "val/map_pointing": 0.7,
+        "val/tiny/top1": 61.0,
+        "val/eca/top1": 66.0,
+    }
+    for step in (50, 100):
+        EventLog(run / "events.jsonl").append("evaluation", step=step, values=values)
+    charts = {chart.title: chart for chart in draw_charts([read_run(run)])}
+    assert {"Agreement of maps with the teacher's", "Looking where the teacher looks"} < charts.keys()
+    students = charts["Validation accuracy of several, student by student"]
+    assert students.legend == [("the run's own", 0), ("tiny", 1), ("eca", 2)]
 
 
 def test_the_page_loads_nothing(tmp_path: Path, inputs: Inputs) -> None:
