@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, get_args
 
 import yaml
@@ -64,13 +65,19 @@ def load_config(schema: type[Config], path: str | Path, overrides: Sequence[str]
     for name, layer in layers:
         origins.update(dict.fromkeys(_leaves(layer), name))
     merged = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.create(layer) for _, layer in layers)))
+    return Loaded(config=validate(schema, merged, recipe, origins), path=recipe, origins=origins)
+
+
+def validate(
+    schema: type[Config], content: Any, path: Path, origins: Mapping[str, str] = MappingProxyType({})
+) -> Config:
+    """What a file says, as a section; raises ConfigError naming every mistake, each with the layer that set it."""
     try:
-        config = schema.model_validate(merged)
+        return schema.model_validate(content)
     except ValidationError as failure:
-        mistakes = _describe_all(failure.errors(), schema, origins, recipe.name)
+        mistakes = _describe_all(failure.errors(), schema, origins, path.name)
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        raise ConfigError(f"{count} in {recipe}\n" + "\n".join(f"  {line}" for line in mistakes)) from None
-    return Loaded(config=config, path=recipe, origins=origins)
+        raise ConfigError(f"{count} in {path}\n" + "\n".join(f"  {line}" for line in mistakes)) from None
 
 
 def find_recipe(path: str | Path) -> Path:

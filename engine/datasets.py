@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from configs.base import ConfigError
+from configs.data import DataConfig
 from configs.training import RunConfig
 from data_pipeline.captions import refuse_missing_captions
 from data_pipeline.index import ShardIndex, open_index
@@ -22,7 +23,7 @@ def open_datasets(
     index = open_training(config.data)
     if needs_captions:
         refuse_missing_captions(index, max_fraction=config.data.max_bad_fraction)
-        return index, _open_named(config.data.val)
+        return index, _open_named(index, config.data)
     known = len(index.classes)
     if needs_labels and not known:
         raise ConfigError(
@@ -65,13 +66,16 @@ def _refuse_other_classes(config: RunConfig, index: ShardIndex) -> None:
         )
 
 
-def _open_named(location: str | None) -> ShardIndex | None:
-    if location is None:
+def _open_named(index: ShardIndex, data: DataConfig) -> ShardIndex | None:
+    if data.val is not None:
+        named, key, without = open_index(data.val), f"data.val {data.val!r}", "data.val=null"
+    elif data.held_out:
+        named, key, without = held_out(index, data), f"data.held_out {data.held_out}", "data.held_out=0"
+    else:
         return None
-    index = open_index(location)
-    if not index.classes:
+    if not named.classes:
         raise ConfigError(
-            f"data.val: {location!r} has no labels, so images cannot be told by the names of classes: leave data.val "
-            "out (data.val=null)"
+            f"the images of {key} have no labels, so they cannot be told by the names of classes: leave it out "
+            f"({without})"
         )
-    return index
+    return named

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
-from engine.objective import Loss, Objective
+from engine.objective import Loss, Objective, look_ahead
 from engine.world import World
 from models.dynamic import DynamicBlock, dynamic_blocks
 
@@ -23,6 +23,10 @@ class TokenLog:
     def __init__(self, objective: Objective, network: nn.Module) -> None:
         self._objective = objective
         self._blocks = dynamic_blocks(network)
+
+    def look_ahead(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
+        """For the objective within."""
+        look_ahead(self._objective, model, micro_batches)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         loss = self._objective(model, batch)

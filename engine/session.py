@@ -216,7 +216,7 @@ class Session:
         journal = self._journal(folder)
         if self._evaluation is None:
             raise ConfigError("there is no data.val to score the features on")
-        evaluator = self._evaluation.of_features(self.index, probe)
+        evaluator = self._evaluation.of_features(model, self.index, probe)
         scores, stopped_by = None, None
         with journal.failures_on_record(lambda: 0):
             try:

@@ -17,6 +17,7 @@ from models.attention import wished_kernel
 from models.build import InputSpec, input_spec, label_names, load_release, pretrained_cfg
 from models.dynamic import dynamic_blocks, set_threshold, use_dynamic
 from models.preprocessing import preprocessing_of
+from models.zero_shot import ZeroShot
 
 ONNX_SUFFIX = ".onnx"
 
@@ -51,12 +52,13 @@ class Candidate:
 
     def merge_tokens(self, threshold: float) -> None:
         """From now on tokens that are more alike than this are merged; ConfigError for a network that has none."""
-        if not dynamic_blocks(self.model):
+        network = self.model.towers.image if isinstance(self.model, ZeroShot) else self.model
+        if not dynamic_blocks(network):
             any_threshold = DynamicConfig(
                 threshold=0.9
             )  # a recipe's lies between 0 and 1, the ends are allowed here
-            use_dynamic(self.model, any_threshold, kernel=wished_kernel(self.model))
-        set_threshold(self.model, threshold)
+            use_dynamic(network, any_threshold, kernel=wished_kernel(network))
+        set_threshold(network, threshold)
 
     def data_config(self, location: str) -> DataConfig:
         """How this network wants the images of `location`: by its own config."""

@@ -165,9 +165,14 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def wished_kernel(model: nn.Module) -> Kernel:
-    """What `use_attend` was last told; auto where it was not called, or found nothing."""
-    wishes = (module.kernel for module in model.modules() if isinstance(module, _AttendAttention))
-    return next(wishes, "auto")
+    """What `use_attend`, or what took its layers over, was last told; auto where no layer was told anything."""
+    layers: list[Any] = list(attention_layers(model).values())
+    return next((layer.kernel for layer in layers if hasattr(layer, "kernel")), "auto")
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is timm's attention over all tokens, also on attend(), and nothing that was built on it."""
+    return type(layer) in (Attention, _AttendAttention)
 
 
 class _AttendAttention(Attention):

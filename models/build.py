@@ -19,6 +19,7 @@ import models.residual_vit  # registers our own architectures beside timm's
 import models.small_resnet  # noqa: F401
 from configs.attention import AttentionConfig
 from configs.base import ConfigError
+from configs.load import validate
 from configs.training import ModelConfig
 from models.attention import any_kernel
 from models.systems import apply_attention
@@ -300,8 +301,9 @@ def _release_attention(resolved: str) -> AttentionConfig:
     """What a release of ours says of the attention its network was trained with."""
     if not resolved.startswith("local-dir:"):
         return AttentionConfig()
+    file = Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE
     try:
-        content = json.loads((Path(resolved.removeprefix("local-dir:")) / CONFIG_FILE).read_text())
+        content = json.loads(file.read_text())
     except json.JSONDecodeError:
         return AttentionConfig()  # timm reads the same file, and says what is wrong with it
-    return AttentionConfig.model_validate(content.get(SIGNATURE, {}).get("attention", {}))
+    return validate(AttentionConfig, content.get(SIGNATURE, {}).get("attention", {}), file)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from configs.attention import DynamicConfig
 from configs.base import ConfigError
-from models.attention import Kernel
+from models.attention import Kernel, is_plain
 from models.token_merging import Tokens, merge_alike
 from models.token_pack import TokenPack, attend_packed
 
@@ -130,11 +130,12 @@ def _blocks_of(model: nn.Module) -> list[Any]:
             "of timm (vit_*, deit_*), or leave dynamic out"
         )
     blocks: list[Any] = list(model.blocks)
-    plain = [block for block in blocks if type(block) is Block and isinstance(block.attn, Attention)]
+    plain = [block for block in blocks if type(block) is Block and is_plain(block.attn)]
     if len(plain) < len(blocks):
         raise ConfigError(
             f"{what}: {len(plain)} of {len(blocks)} blocks are timm's plain ones, whose tokens can be merged; take "
-            "another block or attention out of model.args (block_fn, attn_layer), or leave dynamic out"
+            "another block or attention out (model.args block_fn, attn_layer; model.attention.two_stage), or leave "
+            "dynamic out"
         )
     if any(block.attn.attn_drop.p > 0 for block in blocks):
         raise ConfigError(f"{what} does not go with dropped scores: leave model.args.attn_drop_rate out")

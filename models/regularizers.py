@@ -25,6 +25,7 @@ from configs.attention import PenaltyConfig
 from configs.base import ConfigError
 from models.attention_rows import Rows, has_rows, watch_rows
 from models.gates import gate_values
+from models.progressive import switched_layers
 
 _FLOOR = 0.5
 _QUERIES = 32
@@ -107,6 +108,24 @@ def check_penalties(model: nn.Module, penalties: Sequence[PenaltyConfig]) -> Non
             )
         elif penalty.name == "head_diversity" and any(layer.num_heads < 2 for layer in layers):
             mistakes.append(f"{where} compares heads, and a layer of the network has only one; leave it out")
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def check_beginning(model: nn.Module, penalties: Sequence[PenaltyConfig], *, start: int) -> None:
+    """Raises ConfigError with a line for each penalty whose layers are all off while only the first `start` are on."""
+    switched = [set(layer.modules()) for layer in switched_layers(model)]
+    mistakes = []
+    for penalty in penalties:
+        watched = set(gate_values(model) if penalty.name == "gate_l1" else _row_layers(model))
+        always_on = watched.difference(*switched)
+        first = next((number for number, within in enumerate(switched, start=1) if within & watched), 0)
+        if first > start and not always_on:
+            mistakes.append(
+                f"model.attention.regularize: {penalty.name!r} needs a layer to look at from the beginning, and the "
+                f"first of its kind is number {first} of {len(switched)} that are switched on, while "
+                f"model.attention.progressive.start is {start}: set that to {first} or more, or leave one of them out"
+            )
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 

@@ -12,7 +12,7 @@ from models.attention import use_attend
 from models.dynamic import use_dynamic
 from models.gates import use_gates
 from models.progressive import use_progressive
-from models.regularizers import check_penalties
+from models.regularizers import check_beginning, check_penalties
 from models.supernet import use_supernet
 from models.two_stage import use_two_stage
 
@@ -50,3 +50,5 @@ def _steps(config: AttentionConfig) -> Iterator[Callable[[nn.Module], object]]:
         yield lambda model: use_progressive(model, progressive)
     if config.regularize:
         yield lambda model: check_penalties(model, config.regularize)
+    if config.regularize and progressive is not None:
+        yield lambda model: check_beginning(model, config.regularize, start=progressive.start)

@@ -59,7 +59,7 @@ class PathScorer:
         self._model: nn.Module = load_release(str(run)).to(device).eval()
         loader = ShardLoader(
             index,
-            data,
+            data.model_copy(update={"progressive": ()}),  # statistics are of the size that is scored
             global_batch=config.train.global_batch,
             seed=config.train.seed,
             duration=config.train.duration,

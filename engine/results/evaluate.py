@@ -110,16 +110,24 @@ class Evaluator:
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Scores:
         """Scores of the model as it is given (in evaluation mode); all ranks together."""
-        tally = Tally(self.world)
         if self.beside is not None:
             self.beside.begin()
+        scores = self.scores_alone(model)
+        return scores if self.beside is None else replace(scores, more=self.beside.values())
+
+    def scores_alone(self, model: nn.Module) -> Scores:
+        """Without what is measured beside them; of `model` (images) -> logits."""
+        tally = Tally(self.world)
         for batch in self.batches:
             batch = batch.to(self.world.device)
-            with nullcontext() if self.beside is None else self.beside.watch(batch):
+            with self.watching(batch):
                 logits = model(normalize(batch.images, self.mean, self.std))
             tally.add(logits.float(), batch)
-        scores = tally.scores()
-        return scores if self.beside is None else replace(scores, more=self.beside.values())
+        return tally.scores()
+
+    def watching(self, batch: Batch) -> AbstractContextManager[object]:
+        """Around the forward of a batch on its device."""
+        return nullcontext() if self.beside is None else self.beside.watch(batch)
 
 
 class Tally:

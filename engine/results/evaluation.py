@@ -41,33 +41,41 @@ class Evaluation:
     ) -> Evaluator:
         """By names where they are given, else of features where `probe` is, else by logits."""
         if name_classes is not None:
-            return self.by_names(name_classes)
+            return self.by_names(network, name_classes)
         if probe is not None:
-            return self.of_features(train_index, probe)
+            return self.of_features(network, train_index, probe)
         return self.of_logits(network, beside)
 
     def of_logits(self, network: nn.Module, beside: Beside | None) -> Evaluator:
         """With `beside` something else of the same passes is measured too, and before the first step as well."""
-        watched = beside
-        if dynamic_blocks(network):
-            tokens = KeptTokens(network, self._world)
-            watched = tokens if beside is None else Several([beside, tokens])
+        tokens = self._tokens(network)
+        both = [one for one in (beside, tokens) if one is not None]
+        watched = Several(both) if len(both) > 1 else beside or tokens
         return Evaluator(**self._common(), beside=watched, scores_start=beside is not None)
 
-    def of_features(self, train_index: ShardIndex, probe: ProbeConfig) -> FeatureEvaluator:
+    def of_features(
+        self, network: nn.Module, train_index: ShardIndex, probe: ProbeConfig
+    ) -> FeatureEvaluator:
         """By the neighbours, and by a classifier, of a part of the labelled training images."""
         sample = LabelledSample(train_index, self._config.data, size=probe.max_images)
         return FeatureEvaluator(
             **self._common(),
+            beside=self._tokens(network),
             train_batches=self._stop.between(self._load(sample), self._world),
             num_train=sample.num_samples,
             num_classes=len(sample.classes),
             probe=probe,
         )
 
-    def by_names(self, name_classes: NameClasses) -> ZeroShotEvaluator:
+    def by_names(self, network: nn.Module, name_classes: NameClasses) -> ZeroShotEvaluator:
         """By what the classes are called."""
-        return ZeroShotEvaluator(**self._common(), tokens=name_classes(self._index.classes))
+        return ZeroShotEvaluator(
+            **self._common(), beside=self._tokens(network), tokens=name_classes(self._index.classes)
+        )
+
+    def _tokens(self, network: nn.Module) -> KeptTokens | None:
+        """Where their number follows the image."""
+        return KeptTokens(network, self._world) if dynamic_blocks(network) else None
 
     def _load(self, index: ShardIndex) -> EvalLoader:
         share = -(-self._config.train.global_batch // self._world.size)

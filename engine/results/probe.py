@@ -44,9 +44,8 @@ class FeatureEvaluator(Evaluator):
     num_classes: int
     probe: ProbeConfig
 
-    @torch.no_grad()
-    def scores(self, model: nn.Module) -> Scores:
-        """Scores of what `model` gives as features [B, D] for images; all ranks together."""
+    def scores_alone(self, model: nn.Module) -> Scores:
+        """Of what `model` gives as features [B, D] for images."""
 
         def features_of(batch: Batch) -> Tensor:
             found: Tensor = model(normalize(batch.images, self.mean, self.std)).float()
@@ -64,7 +63,8 @@ class FeatureEvaluator(Evaluator):
         by_classifier, by_neighbours = Tally(self.world), Tally(self.world)
         for batch in self.batches:
             batch = batch.to(self.world.device)
-            features = features_of(batch)
+            with self.watching(batch):
+                features = features_of(batch)
             by_classifier.add(classify(features), batch)
             by_neighbours.add(vote(features), batch)
         return replace(by_classifier.scores(), knn_top1=by_neighbours.scores().top1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from data_pipeline.batch import normalize
@@ -23,15 +22,15 @@ class ZeroShotEvaluator(Evaluator):
     tokens: Tensor
     """int64 [classes, prompts, L]."""
 
-    @torch.no_grad()
-    def scores(self, model: nn.Module) -> Scores:
-        """Scores of `model` (images, tokens) -> vectors, as `models.image_text`; all ranks together."""
+    def scores_alone(self, model: nn.Module) -> Scores:
+        """Of `model` (images, tokens) -> vectors, as `models.image_text`."""
         tokens = self.tokens.to(self.world.device)
         directions = class_directions(lambda part: _vectors(model(None, part)[1]), tokens)
         tally = Tally(self.world)
         for batch in self.batches:
             batch = batch.to(self.world.device)
-            seen, _, scale, _ = model(normalize(batch.images, self.mean, self.std))
+            with self.watching(batch):
+                seen, _, scale, _ = model(normalize(batch.images, self.mean, self.std))
             tally.add(scale * _vectors(seen) @ directions.T, batch)
         return tally.scores()
 

@@ -151,7 +151,7 @@ def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: Wor
         top5=scores.top5,
         ece=scores.ece,
         parameters=count_parameters(candidate.model) if candidate.is_torch else None,
-        flops=_flops(candidate, measured) if candidate.is_torch else None,
+        flops=_flops(candidate, world, measured.timed_on) if candidate.is_torch else None,
         latency_ms=1000 * latency_s,
         images_per_s=throughput.images_per_s,
         batch_size=throughput.batch_size,
@@ -164,10 +164,11 @@ def _row(candidate: Candidate, measured: Measured, index: ShardIndex, world: Wor
     )
 
 
-def _flops(candidate: Candidate, measured: Measured) -> int:
-    if measured.timed_on is not None:
-        return mean_flops(candidate.model, measured.timed_on)
-    return count_flops(candidate.model, candidate.input_shape)
+def _flops(candidate: Candidate, world: World, images: torch.Tensor | None) -> int:
+    """On rank 0's images where they decide: the first batch of another rank may be padding alone."""
+    if images is None:
+        return count_flops(candidate.model, candidate.input_shape)
+    return world.broadcast(mean_flops(candidate.model, images) if world.is_main else 0)
 
 
 def _speed(candidate: Candidate, world: World, images: torch.Tensor | None) -> tuple[float, Throughput]:

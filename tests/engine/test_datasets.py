@@ -90,7 +90,23 @@ def test_validation_data_without_classes_have_no_names_to_be_told_by(
 ) -> None:
     make_shards(tmp_path / "texts", [5], captions=str)
     config = captioned(tmp_path / "texts", f"data.val={unlabelled}")
-    with pytest.raises(ConfigError, match=r"cannot be told by the names of classes: leave data\.val out"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be told by the names of classes: leave it out \(data\.val=null\)"
+    ):
+        open_datasets(config, needs_labels=False, needs_captions=True)
+
+
+def test_captioned_images_that_are_held_out_are_told_by_the_names_of_their_classes(tmp_path: Path) -> None:
+    make_shards(tmp_path / "texts", [50, 40], captions=str)
+    config = captioned(tmp_path / "texts", "data.val=null", "data.held_out=0.2")
+    index, val_index = open_datasets(config, needs_labels=False, needs_captions=True)
+    assert val_index is not None and 5 < val_index.num_samples < 35 and val_index.classes == index.classes
+
+
+def test_captioned_images_without_classes_are_not_held_out_in_silence(tmp_path: Path) -> None:
+    make_shards(tmp_path / "texts", [50], num_classes=None, captions=str)
+    config = captioned(tmp_path / "texts", "data.val=null", "data.held_out=0.2")
+    with pytest.raises(ConfigError, match=r"data\.held_out 0\.2 have no labels.* \(data\.held_out=0\)"):
         open_datasets(config, needs_labels=False, needs_captions=True)
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from configs.attention import DynamicConfig
+from configs.attention import AttentionConfig, DynamicConfig
+from configs.data import DataConfig
+from configs.training import ProbeConfig
 from data_pipeline.batch import Batch
+from data_pipeline.index import open_index
 from engine.kept_tokens import KeptTokens, TokenLog
-from engine.objective import Loss
+from engine.objective import Loss, look_ahead
 from engine.results.evaluate import Evaluator
+from engine.results.evaluation import Evaluation
+from engine.survival.preempt import StopSignal
 from engine.world import World
 from models.dynamic import dynamic_blocks, use_dynamic
-from tests.support.tiny_run import MEAN, STD, MemoryLoader, Supervised, tiny_model
+from models.zero_shot import class_tokens
+from tests.support.captioned import captioned_batch, tiny_pairing
+from tests.support.curious import Curious
+from tests.support.masked import VIT
+from tests.support.tiny_run import MEAN, STD, MemoryLoader, Supervised, tiny_config, tiny_model
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
@@ -62,3 +72,41 @@ def test_an_evaluation_tells_those_of_the_images_that_count() -> None:
     assert found.more["tokens"] == pytest.approx(float(expected.mean()))
     assert found.more["tokens_last"] == pytest.approx(float(expected[-1].mean()))
     assert evaluator.scores(model).more == found.more, "begins anew"
+
+
+def test_the_objective_within_is_shown_what_will_come() -> None:
+    model, batch, curious = network(), MemoryLoader(ALONE).batch(0), Curious(plain)
+    look_ahead(TokenLog(curious, model), model, batch.split(8))
+    assert curious.shown == [8, 8]
+    look_ahead(TokenLog(plain, model), model, batch.split(8))  # which wants to see nothing
+
+
+def test_the_loss_of_captions_in_micro_batches_is_that_of_the_whole_batch() -> None:
+    merged = VIT.model_copy(update={"attention": AttentionConfig(dynamic=DynamicConfig(threshold=0.9))})
+    model, objective = tiny_pairing(merged)
+    batch, log = captioned_batch(8), TokenLog(objective, model.image)
+    whole = log(model, batch).total.item()
+    parts = batch.split(2)
+    look_ahead(log, model, parts)
+    assert sum(log(model, part).total.item() for part in parts) / 4 == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["logits", "features", "names"])
+def test_tokens_are_told_however_a_network_is_evaluated(kind: str) -> None:
+    torch.manual_seed(0)
+    data = DataConfig(train="mirada://sample/train", image_size=16, workers=0)
+    config = tiny_config(world_size=1).model_copy(update={"data": data})
+    evaluation = Evaluation(open_index("mirada://sample/test"), config, world=ALONE, stop=StopSignal())
+    towers, objective = tiny_pairing(VIT)
+    use_dynamic(towers.image, DynamicConfig(threshold=0.9))
+    found = evaluation.of(
+        towers.image,
+        open_index("mirada://sample/train"),
+        probe=ProbeConfig(max_images=100) if kind == "features" else None,
+        beside=None,
+        name_classes=partial(class_tokens, prompts=["a {}"], tokenizer=objective.tokenizer)
+        if kind == "names"
+        else None,
+    ).scores((towers if kind == "names" else towers.image).eval())
+    assert found.num_images == 1000
+    assert set(found.more) == {"tokens", "tokens_last"} and 1 < found.more["tokens_last"] < 17

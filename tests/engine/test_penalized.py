@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import timm
 import torch
@@ -14,6 +12,7 @@ from data_pipeline.batch import Batch
 from engine.objective import Loss, look_ahead
 from engine.penalized import Penalized
 from engine.world import World
+from tests.support.curious import Curious
 from tests.support.tiny_run import MemoryLoader, tiny_model
 
 PENALTIES = [
@@ -99,21 +98,8 @@ def test_gates_are_penalized_in_a_network_of_timm() -> None:
     assert 0.1 < loss.parts["attention_gate_l1"].item() < 0.9
 
 
-class Curious:
-    """An objective that wants to see a step's micro-batches."""
-
-    def __init__(self) -> None:
-        self.shown: list[int] = []
-
-    def look_ahead(self, model: nn.Module, micro_batches: Sequence[Batch]) -> None:
-        self.shown = [len(batch) for batch in micro_batches]
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        return plain(model, batch)
-
-
 def test_the_objective_within_is_shown_what_will_come() -> None:
-    network, batch, curious = tiny_network(), one_batch(), Curious()
+    network, batch, curious = tiny_network(), one_batch(), Curious(plain)
     look_ahead(Penalized(curious, network, PENALTIES), network, batch.split(8))
     assert curious.shown == [8, 8]
     look_ahead(Penalized(plain, network, PENALTIES), network, batch.split(8))  # which wants to see nothing

@@ -32,7 +32,10 @@ from finetune.evaluating.pictures import draw_pictures
 from finetune.evaluating.scoring import score
 from finetune.evaluating.table import as_table, with_prefix
 from finetune.evaluation import app, open_world
+from models.dynamic import dynamic_blocks
 from models.throughput import Throughput
+from models.zero_shot import ZeroShot, class_tokens
+from tests.support.captioned import tiny_pairing
 from tests.support.forked_ranks import fork_ranks, wait_for
 from tests.support.releases import make_release
 from tests.support.shards import make_shards
@@ -177,6 +180,31 @@ def test_tokens_merged_in_a_plain_release_are_counted_and_timed_on_its_images(
     first, *others = timed
     assert first is None and all(images.shape == (300, 1, 28, 28) for images in others)
     assert "tokens" in printed(*rows) and "tokens" not in printed(rows[0])
+
+
+class SecondRank(World):
+    """Whose first batch is padding alone, and which hears that rank 0 counted 7."""
+
+    def broadcast(self, value: Any) -> Any:
+        return 7
+
+
+def test_operations_are_counted_on_the_images_of_the_first_rank(tmp_path: Path) -> None:
+    merging = load(make_release(tmp_path / "vit", kind="vit"))
+    merging.merge_tokens(0.5)
+    second = SecondRank(rank=1, size=2, local_rank=1, device=CPU)
+    assert comparing._flops(merging, second, torch.zeros(0, 1, 28, 28)) == 7
+
+
+def test_tokens_of_a_tower_that_looks_can_be_merged(tmp_path: Path) -> None:
+    towers, objective = tiny_pairing()
+    tokens = class_tokens(["red", "green"], ["a {}"], objective.tokenizer)
+    classifier = ZeroShot(towers, torch.nn.functional.normalize(towers.text(tokens[:, 0]), dim=1))
+    candidate = load_candidates([str(tmp_path)], device=CPU, load=lambda reference: classifier)[0]
+    candidate.merge_tokens(0.5)
+    assert len(dynamic_blocks(towers.image)) == 2
+    with torch.no_grad():
+        assert candidate.model(torch.rand(3, 3, 16, 16)).shape == (3, 2)
 
 
 def test_only_a_vit_has_tokens_to_merge(tmp_path: Path) -> None:

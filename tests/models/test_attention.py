@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
+from configs.attention import AttentionConfig
 from configs.base import ConfigError
 from models.attention import Kernel, attend, attention_layers, choose_kernel, use_attend, wished_kernel
 from models.masked_autoencoder import MaskedAutoencoder
+from models.systems import apply_attention
 
 TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 3e-2)]
 """Of an output, relative and absolute; a gradient may differ by five times as much."""
@@ -208,6 +211,18 @@ def test_a_decoder_runs_on_the_kernel_of_its_encoder() -> None:
     assert wished_kernel(encoder) == "auto"
     mae = MaskedAutoencoder(use_attend(encoder, "math"), width=32, depth=1, num_heads=2)
     assert wished_kernel(mae.decoder_blocks) == "math"
+
+
+@pytest.mark.parametrize(
+    "system", [{"dynamic": {"threshold": 0.9}}, {"two_stage": {"window": 2, "num_global": 4}}]
+)
+def test_a_wish_is_found_in_what_took_the_layers_over(system: dict[str, Any]) -> None:
+    config = AttentionConfig.model_validate({"kernel": "float8", **system})
+    encoder = apply_attention(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32), config)
+    assert wished_kernel(encoder) == "float8"
+    assert (
+        wished_kernel(MaskedAutoencoder(encoder, width=32, depth=1, num_heads=2).decoder_blocks) == "float8"
+    )
 
 
 @pytest.mark.gpu

@@ -280,3 +280,14 @@ def test_a_released_model_goes_on_with_several_sizes(tmp_path: Path) -> None:
     images = torch.rand(2, 1, 28, 28)
     torch.testing.assert_close(model(images), load_release(str(folder)).eval()(images))
     assert model(torch.rand(2, 1, 20, 20)).shape == (2, 10)
+
+
+def test_attention_in_a_release_that_cannot_be_is_named_with_its_value(tmp_path: Path) -> None:
+    folder = release(build(STUDENT), STUDENT, tmp_path / "release")
+    file = folder / "config.json"
+    attention = {"dynamic": {"threshold": 1.5}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "mirada": {"attention": attention}}))
+    with pytest.raises(
+        ConfigError, match=r"1 mistake in .*release/config\.json\n  dynamic\.threshold: 1\.5 is not allowed"
+    ):
+        load_release(str(folder))

@@ -7,8 +7,10 @@ import timm
 import torch
 from torch import nn
 
+from configs.attention import DynamicConfig
 from models.attention import use_attend
 from models.complexity import count_flops, count_parameters, mean_flops, train_flops_per_image
+from models.dynamic import set_threshold, use_dynamic
 
 
 def test_a_convolution_and_a_linear_layer_cost_what_they_cost_on_paper() -> None:
@@ -61,3 +63,14 @@ def test_what_is_frozen_costs_no_gradient_of_its_weights() -> None:
 def test_operations_on_images_are_those_of_shapes_where_they_do_not_follow_the_image() -> None:
     model = use_attend(timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3))
     assert mean_flops(model, torch.rand(3, 3, 32, 32)) == count_flops(model, (3, 32, 32))
+
+
+def test_attention_that_follows_the_image_is_counted_whatever_its_kernel() -> None:
+    images, counts = torch.rand(3, 3, 32, 32), []
+    for kernel in ("auto", "float8"):
+        torch.manual_seed(0)
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3).eval()
+        use_dynamic(model, DynamicConfig(threshold=0.9), kernel=kernel)
+        set_threshold(model, 2.0)  # nothing is merged, so that rounding decides nothing
+        counts.append(mean_flops(model, images))
+    assert counts[0] == counts[1]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from configs.attention import AttentionConfig, DynamicConfig
+from configs.attention import AttentionConfig, DynamicConfig, TwoStageConfig
 from configs.base import ConfigError
 from finetune.exporting.onnx_file import write_onnx
 from finetune.exporting.torch_program import write_program
@@ -25,6 +25,7 @@ from models.features import Features
 from models.masked_autoencoder import MaskedAutoencoder
 from models.progressive import switched_layers
 from models.systems import apply_attention
+from models.two_stage import use_two_stage
 from tests.support.merged_tokens import reference
 
 TINY: dict[str, Any] = {"img_size": 24, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -274,6 +275,10 @@ def test_a_network_whose_tokens_cannot_be_merged_is_an_error_that_says_why() -> 
         use_dynamic(timm.create_model("resnet10t"), config)
     with pytest.raises(ConfigError, match=r"0 of 3 blocks are timm's plain ones"):
         use_dynamic(vit(attn_layer="diff"), config)
+    with pytest.raises(
+        ConfigError, match=r"0 of 3 blocks are timm's plain ones.* model\.attention\.two_stage"
+    ):
+        use_dynamic(use_two_stage(vit(), TwoStageConfig(window=2, num_global=4)), config)
     with pytest.raises(ConfigError, match=r"leave model.args.attn_drop_rate out"):
         use_dynamic(vit(attn_drop_rate=0.1), config)
 

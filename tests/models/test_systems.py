@@ -113,6 +113,22 @@ def test_systems_go_together_with_layers_off_and_on(model: dict[str, Any], atten
     assert sums[0] < sums[1] == len(list(network.parameters()))
 
 
+MIXED = [{"name": "lrn", "stages": [0]}, {"name": "se"}]
+
+
+def test_penalties_on_layers_that_are_all_off_at_first_are_refused_before_the_run() -> None:
+    attention = {
+        "gates": MIXED,
+        "progressive": {"over": "4 epochs", "start": 1},
+        "regularize": [{"name": "gate_l1", "weight": 0.01}],
+    }
+    with pytest.raises(
+        ConfigError, match=r"'gate_l1' needs a layer .* is number 2 of .* set that to 2 or more"
+    ):
+        built(CNN, **attention)
+    built(CNN, **{**attention, "progressive": {"over": "4 epochs", "start": 2}})
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     config = ModelConfig.model_validate(
         {
