@@ -105,6 +105,7 @@ def _note(results: Results) -> str:
     return (
         f"{results[0]['num_images']:,} test images, each once; {' or '.join(f'{count:,}' for count in steps)} steps. "
         "Intervals are of the mean over seeds (Student's t); errors saved are relative to the run of the same seed of "
-        "the network without the system. A multiply-add is two operations; what progressive attention, penalties and "
-        "merged tokens change of them is in the images/s, not here."
+        "the network without the system. Gates of reduction 16 have 8 hidden channels in every stage. A multiply-add is "
+        "two operations; what progressive attention, penalties and merged tokens change of them is in the images/s, "
+        "not here."
     )

@@ -12,7 +12,7 @@ from benchmarks.seeded_runs import Results, errors_saved, half_interval
 
 TITLES = {
     "cnn": "none (base network)",
-    "se": "SE everywhere, reduction 16",
+    "se": "SE everywhere, reduction 16 (8 hidden channels)",
     "random": "drawn at random, another for each seed",
     "searched": "searched",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,34 @@ def loaded(*overrides: str) -> PretrainConfig:
 def test_the_limit_is_what_squeeze_and_excitation_takes_everywhere(space: Space) -> None:
     everywhere = loaded("model.attention.gates={name: se, reduction: 16}")
     assert space.max_flops == count_flops(network(everywhere), SHAPE)
-    assert 1 < len(space.members()) < 625
+
+
+def test_what_docs_search_says_of_the_limit_is_so(space: Space) -> None:
+    none, narrow, wide, eca, cbam = range(5)
+    left = space.members()
+    assert (len(left), 625 - len(left)) == (176, 449) and not any(cbam in path for path in left)
+    assert [{path[stage] for path in left} for stage in range(4)] == [
+        *[{none, narrow, wide, eca}] * 3,
+        {none, narrow, eca},
+    ]
+    assert [more[cbam] for more in space.more] == [154_432, 39_952, 12_676, 9_280]
+
+    def built(path: tuple[int, ...]) -> tuple[int, ...]:
+        """Narrow and wide squeeze-and-excitation are one layer in the first two stages."""
+        return tuple(narrow if stage < 2 and choice == wide else choice for stage, choice in enumerate(path))
+
+    assert len({built(path) for path in itertools.product(range(5), repeat=4)}) == 400
+    assert len(set(map(built, left))) == 99
+
+
+@pytest.mark.parametrize(("gate", "widths"), [
+    ("{name: se, reduction: 16}", [8, 8, 8, 8]),
+    ("{name: cbam, reduction: 16}", [8, 8, 8, 8]),
+    ("{name: se, reduction: 4}", [8, 8, 16, 24]),
+])  # fmt: skip
+def test_the_hidden_widths_are_those_that_tables_and_docs_name(gate: str, widths: list[int]) -> None:
+    hidden = network(loaded(f"model.attention.gates={gate}")).named_modules()
+    assert [layer.out_channels for name, layer in hidden if name.endswith("fc1")] == widths
 
 
 def test_networks_drawn_at_random_are_under_the_limit_and_others_for_each_seed(
