@@ -134,6 +134,12 @@ def half_interval(values: Sequence[float]) -> float | None:
     return quantile * float((variance / len(values)) ** 0.5)
 
 
+def points_gained(results: Results, baseline: Results) -> list[float]:
+    """Points of top-1 that a run has over the baseline's, seed by seed where both are there."""
+    without = {result["seed"]: result["top1"] for result in baseline}
+    return [result["top1"] - without[result["seed"]] for result in results if result["seed"] in without]
+
+
 def errors_saved(results: Results, baseline: Results) -> list[float]:
     """Percent of the baseline's errors that a run does not make, seed by seed where both are there."""
     without = {result["seed"]: 100.0 - result["top1"] for result in baseline}

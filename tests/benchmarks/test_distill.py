@@ -92,6 +92,7 @@ def test_a_table_is_made_from_the_files_that_are_there(tmp_path: Path) -> None:
     table = render(tmp_path / "out.json")
     assert "| 100% | no teacher | 1 | 90.00 | - | - | - | - | - | 0.10 -> 0.20 | - | 1.00 |" in table
     assert "10,000 test images, each once; 10 steps" in table
+    assert "With features the teacher runs in each step" in table and "`mirada teach`" in table
 
 
 def test_names_of_runs_differ(teacher: Path) -> None:
