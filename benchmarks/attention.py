@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> int:
         results, students = read_results(given.results), [run for run in students if run["fraction"] == 1.0]
         write_table(results, students, costs=given.costs, out=given.out, figure=given.figure)
         return 0
-    run_missing(_runs(given), folder=given.runs, results=given.results)
+    runs = list(_runs(given))  # what a row lacks is said before the first one is trained
+    run_missing(runs, folder=given.runs, results=given.results)
     return 0
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.result_file import write_result_file
-from benchmarks.seeded_runs import Results, errors_saved, half_interval
+from benchmarks.seeded_runs import Results, errors_saved, half_interval, points_gained
 
 TITLES = {
     "none": "no teacher",
@@ -67,7 +67,7 @@ def _chosen(runs: Results, fraction: float, name: str) -> Results:
 def _row(found: Results, baseline: Results, logits: Results) -> dict[str, Any]:
     top1, name = [run["top1"] for run in found], found[0]["row"]
     saved = [] if name == "none" else errors_saved(found, baseline)
-    gained = _gained(found, logits) if name in _BESIDE_LOGITS else []
+    gained = points_gained(found, logits) if name in _BESIDE_LOGITS else []
     return {
         "fraction": found[0]["fraction"],
         "name": TITLES[name],
@@ -82,12 +82,6 @@ def _row(found: Results, baseline: Results, logits: Results) -> dict[str, Any]:
         "pointing": _before_after(found, "pointing"),
         "cost": _cost(found, baseline),
     }
-
-
-def _gained(found: Results, logits: Results) -> list[float]:
-    """Points of accuracy, seed by seed where both are there."""
-    alone = {run["seed"]: run["top1"] for run in logits}
-    return [run["top1"] - alone[run["seed"]] for run in found if run["seed"] in alone]
 
 
 def _before_after(found: Results, name: str) -> str | None:
@@ -110,7 +104,10 @@ def _note(runs: Results) -> str:
     return (
         f"{_listed(images)} test images, each once; {_listed(steps)} steps; {runs[0]['parameters']:,} parameters. "
         "Intervals are of the mean over seeds (Student's t); errors saved are relative to the run of the same seed "
-        "without a teacher, points gained to that with logits alone, and the time of a step to that without a teacher."
+        "without a teacher, points gained to that with logits alone, and the time of a step to that without a teacher. "
+        "With features the teacher runs in each step; with logits and attention alone its answers were kept before, "
+        "and their time (that of `mirada teach`, once for each seed) is in no step. Runs were trained one after "
+        "another, not in turns: a ratio of times also has what else the machine did."
     )
 
 

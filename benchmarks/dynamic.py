@@ -3,21 +3,25 @@
 python -m benchmarks.dynamic RELEASE --data DIR --out benchmarks/results/dynamic.json [--keep 0.9 0.8 0.7 0.6 0.5]
 python -m benchmarks.dynamic vit_small_patch16_224 --untrained --data DIR --out ...   # speed alone
 
-The release's own weights are used as they are, plain and with each threshold. A threshold is found by halving, so that
-of the first images that share of tokens is kept, mean over blocks. Images are then sorted by what is kept of them: easy
-is the third that keeps the least, busy the one that keeps the most. Rounds go through all batches in turn; a ratio is
-that to the plain network's forward (or training step) of the same round.
+The release's own weights are used as they are, plain (also where they were trained with merging) and with each
+threshold. A threshold is found by halving, so that of the first images that share of tokens is kept, mean over blocks.
+Images are then sorted by what is kept of them: easy is the third that keeps the least, busy the one that keeps the
+most. Rounds go through all batches in turn, and begin with another network each; a ratio is that to the plain
+network's forward (or training step) of the same round.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -30,7 +34,16 @@ from data_pipeline.batch import normalize
 from data_pipeline.index import open_index
 from data_pipeline.loader import EvalLoader
 from finetune.candidate import Candidate, load_candidates
-from models.build import build_model, input_spec
+from models.attention import wished_kernel
+from models.build import (
+    CONFIG_FILE,
+    SIGNATURE,
+    WEIGHTS_FILE,
+    build_model,
+    input_spec,
+    load_release,
+    resolve_release,
+)
 from models.complexity import mean_flops
 from models.dynamic import dynamic_blocks, set_threshold, use_dynamic
 
@@ -102,11 +115,9 @@ class _Bench:
 
     def __init__(self, model: nn.Module, images: Tensor, targets: Tensor, *, batch: int, rounds: int) -> None:
         self._plain = model
-        self._dynamic = copy.deepcopy(model)
-        if dynamic_blocks(model):  # trained with merging
-            set_threshold(model, _OFF)
-        else:
-            use_dynamic(self._dynamic, DynamicConfig(threshold=0.9))
+        self._dynamic = use_dynamic(
+            copy.deepcopy(model), DynamicConfig(threshold=0.9), kernel=wished_kernel(model)
+        )
         self._images, self._targets = images, targets
         self._batch, self._rounds = batch, rounds
 
@@ -146,19 +157,27 @@ class _Bench:
     def _speed(self, threshold: float, *, easy: Tensor, busy: Tensor) -> dict[str, float]:
         set_threshold(self._dynamic, threshold)
         kinds = {"ratio": self._images, "easy": easy, "busy": busy}
-        ratios: dict[str, list[float]] = {kind: [] for kind in (*kinds, "training")}
-        seconds = []
+        rounds = []
         for turn in range(self._rounds + 1):  # the first warms up
             batch = _nth(self._images, turn, self._batch)
-            plain_s = _forward_s(self._plain, batch)
-            for kind, images in kinds.items():
-                taken = _forward_s(self._dynamic, _nth(images, turn, self._batch))
-                ratios[kind].append(plain_s / taken)
-                if kind == "ratio":
-                    seconds.append(taken)
-            ratios["training"].append(_step_s(self._plain, batch) / _step_s(self._dynamic, batch))
-        found = {kind: median(values[1:]) for kind, values in ratios.items()}
-        return {**found, "images_per_s": self._batch / median(seconds[1:])}
+            timed = {
+                "plain": partial(_forward_s, self._plain, batch),
+                **{
+                    kind: partial(_forward_s, self._dynamic, _nth(images, turn, self._batch))
+                    for kind, images in kinds.items()
+                },
+                "plain training": partial(_step_s, self._plain, batch),
+                "training": partial(_step_s, self._dynamic, batch),
+            }
+            names = list(timed)
+            first = turn % len(names)
+            rounds.append({name: timed[name]() for name in names[first:] + names[:first]})
+        counted = rounds[1:]
+        return {
+            **{kind: median(seconds["plain"] / seconds[kind] for seconds in counted) for kind in kinds},
+            "training": median(seconds["plain training"] / seconds["training"] for seconds in counted),
+            "images_per_s": self._batch / median(seconds["ratio"] for seconds in counted),
+        }
 
     def _plain_rate(self) -> float:
         batches = [_nth(self._images, turn, self._batch) for turn in range(self._rounds + 1)]
@@ -206,8 +225,22 @@ def _step_s(model: nn.Module, images: Tensor) -> float:
     return seconds
 
 
+def load_plain(reference: str) -> nn.Module:
+    """A released network that merges nothing, also where it was trained with merging."""
+    resolved = resolve_release(reference)
+    if not resolved.startswith("local-dir:"):
+        return load_release(reference)
+    release = Path(resolved.removeprefix("local-dir:"))
+    content = json.loads((release / CONFIG_FILE).read_text())
+    content.get(SIGNATURE, {}).get("attention", {}).pop("dynamic", None)
+    with TemporaryDirectory() as folder:
+        (Path(folder) / WEIGHTS_FILE).symlink_to(release / WEIGHTS_FILE)
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps(content))
+        return load_release(folder)
+
+
 def _load(reference: str) -> Candidate:
-    (candidate,) = load_candidates([reference], device=torch.device("cpu"))
+    (candidate,) = load_candidates([reference], device=torch.device("cpu"), load=load_plain)
     candidate.model.requires_grad_(True)
     return candidate
 

@@ -68,7 +68,13 @@ def found_gates(row: str, seed: int, found: Path = FOUND) -> list[str]:
     if not found.is_file():
         raise ConfigError(f"there is no {str(found)!r}: python -m benchmarks.search find")
     content = json.loads(found.read_text())
-    gates = content["gates"] if row == "searched" else content["random"][str(seed)]
+    drawn = content["random"]
+    if row == "random" and str(seed) not in drawn:
+        raise ConfigError(
+            f"{str(found)!r} has networks drawn at random for the seeds {', '.join(drawn)}, not for {seed}: leave the "
+            "row 'random' out, or give --seeds among these"
+        )
+    gates = content["gates"] if row == "searched" else drawn[str(seed)]
     return overrides_of({"model.attention.gates": gates}) if gates else []
 
 

@@ -2,12 +2,13 @@
 
 Each is trained and evaluated by the project's own programs. What has its file is not run again, so a benchmark may be
 stopped and started at any time, and run twice at once with other rows or seeds (then with train.ranks=1, or the two
-share the cores of one run).
+share the cores of one run). A file is of the recipe and settings that its weights depend on, in the form of a digest.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from scipy.stats import t as student_t
 from benchmarks.result_file import RESULTS, ROOT, installed_versions
 from configs.base import ConfigError
 from configs.load import load_config
+from configs.same_run import fixed_settings
 from configs.training import RunConfig
 from data_pipeline.whole_file import write_whole
 from engine.machine import describe_machine
@@ -46,7 +48,8 @@ class SeededRun:
     facts: Mapping[str, Any]
     """What the table knows it by, "seed" among it."""
     settings: Sequence[str]
-    """What it changes in the recipe. A result that was made with other facts or settings is not taken for its own."""
+    """What it changes in the recipe. A result that was made with other facts, or another config as far as weights
+    depend on it, is not taken for its own."""
     local_settings: Sequence[str] = ()
     """The same, of this machine alone: paths."""
 
@@ -55,21 +58,32 @@ class SeededRun:
         """All that it changes in the recipe."""
         return [*self.local_settings, *self.settings]
 
+    @property
+    def digest(self) -> str:
+        """Fingerprint of what the weights depend on: recipe and settings, without what is of this machine alone.
+
+        What is as by default is left out, so that a setting that is added to the schema changes no digest.
+        """
+        config = load_config(_CONFIGS[self.program], ROOT / self.recipe, self.settings).config
+        text = json.dumps(fixed_settings(config, defaults=False), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def result(self, results: Path) -> Path:
         """Where its numbers are kept."""
         return results / f"{self.name}.json"
 
     def is_in(self, results: Path) -> bool:
-        """Whether they are there. ConfigError where they are of other facts or settings."""
+        """Whether they are there. ConfigError where they are of other facts or of another config."""
         path = self.result(results)
         if not path.exists():
             return False
-        kept, wanted = json.loads(path.read_text()), {**self.facts, "settings": list(self.settings)}
+        kept, wanted = json.loads(path.read_text()), {**self.facts, "config": self.digest}
         other = [key for key, value in wanted.items() if kept.get(key) != value]
         if other:
             raise ConfigError(
-                f"{str(path)!r} was made with another {' and another '.join(other)} than this run would be: name "
-                "another folder with --results (and --runs), or remove it"
+                f"{str(path)!r} was made with another {' and another '.join(other)} than this run would be (its "
+                f"settings: {' '.join(kept.get('settings', []))}; of this run: {' '.join(self.settings)}; of the same "
+                f"settings {self.recipe} has changed): name another folder with --results (and --runs), or remove it"
             )
         return True
 
@@ -120,6 +134,12 @@ def half_interval(values: Sequence[float]) -> float | None:
     return quantile * float((variance / len(values)) ** 0.5)
 
 
+def points_gained(results: Results, baseline: Results) -> list[float]:
+    """Points of top-1 that a run has over the baseline's, seed by seed where both are there."""
+    without = {result["seed"]: result["top1"] for result in baseline}
+    return [result["top1"] - without[result["seed"]] for result in results if result["seed"] in without]
+
+
 def errors_saved(results: Results, baseline: Results) -> list[float]:
     """Percent of the baseline's errors that a run does not make, seed by seed where both are there."""
     without = {result["seed"]: 100.0 - result["top1"] for result in baseline}
@@ -132,6 +152,7 @@ def errors_saved(results: Results, baseline: Results) -> list[float]:
 
 def _measure(run: SeededRun, folder: Path) -> dict[str, Any]:
     """Trains or goes on, evaluates, and tells what came of it."""
+    digest = run.digest  # of the recipe as it is before the training, not after it
     mirada(run.program, run.recipe, *run.overrides, "--out", str(folder))
     val = load_config(_CONFIGS[run.program], ROOT / run.recipe, run.overrides).config.data.val
     scores = folder / "evaluation.json"
@@ -144,6 +165,7 @@ def _measure(run: SeededRun, folder: Path) -> dict[str, Any]:
         **{key: row[key] for key in ("top1", "ece", "parameters", "flops")},
         **_of_record(read_run(folder)),
         "settings": list(run.settings),
+        "config": digest,
         "machine": describe_machine(),
         "versions": installed_versions(("torch", "timm", "deepspeed")),
     }

@@ -28,9 +28,10 @@ _FREE = (
 """Settings that may change when a run is resumed, since its weights do not depend on them."""
 
 
-def fixed_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that the weights depend on, by dotted path."""
-    return {key: value for key, value in _leaves(config.model_dump(mode="json")) if not _is_free(key)}
+def fixed_settings(config: RunConfig, *, defaults: bool = True) -> dict[str, Any]:
+    """The settings that the weights depend on, by dotted path; those that are as by default only with `defaults`."""
+    settings = config.model_dump(mode="json", exclude_defaults=not defaults)
+    return {key: value for key, value in _leaves(settings) if not _is_free(key)}
 
 
 def refuse_other_run(run_folder: Path, config: RunConfig) -> None:

@@ -31,6 +31,8 @@ GATES: frozenset[type[nn.Module]] = frozenset(
 
 _PARTS_OF_GATES = (ChannelAttn, SpatialAttn, LightSpatialAttn)
 _CHANNELS_PER_HEAD = 32
+_ROUNDING = 8
+"""Of hidden widths, timm's for squeeze-and-excitation; with its own of other gates equal reductions would differ."""
 _WINDOW = 7
 
 
@@ -185,9 +187,10 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _of_timm(config: GateConfig, channels: int, count: int) -> nn.Module:
+def _of_timm(config: GateConfig, channels: int, count: int, **given: Any) -> nn.Module:
     """A layer of timm's by its name."""
-    given: dict[str, Any] = {} if config.reduction is None else {"rd_ratio": 1.0 / config.reduction}
+    if config.reduction is not None:
+        given["rd_ratio"] = 1.0 / config.reduction
     if config.kernel_size is not None:
         given["spatial_kernel_size"] = config.kernel_size
     gate: nn.Module = get_attn(config.name)(channels, **given)
@@ -215,6 +218,8 @@ def _windows(config: GateConfig, channels: int, count: int, *, alternate: bool) 
     return WindowAttention(channels, heads=heads, window=config.window or _WINDOW, shifted=shifted)
 
 
+_reduced = partial(_of_timm, rd_divisor=_ROUNDING)
+
 _REDUCED = frozenset({"reduction"})
 _SIZED = frozenset({"kernel_size"})
 _HEADED = frozenset({"heads"})
@@ -222,10 +227,10 @@ _HEADED = frozenset({"heads"})
 _KINDS = {
     **{name: _Kind(make=_of_timm) for name in ("ese", "ela", "strip")},
     **{
-        name: _Kind(make=_of_timm, options=_REDUCED)
+        name: _Kind(make=_reduced, options=_REDUCED)
         for name in ("se", "ecam", "gc", "gca", "coord", "scoord", "nl")
     },
-    **{name: _Kind(make=_of_timm, options=_REDUCED | _SIZED) for name in ("cbam", "lcbam")},
+    **{name: _Kind(make=_reduced, options=_REDUCED | _SIZED) for name in ("cbam", "lcbam")},
     **{name: _Kind(make=_eca, options=_SIZED) for name in ("eca", "ceca")},
     "lrn": _Kind(make=_local_response, options=_SIZED),
     "mhsa": _Kind(make=_map_attention, options=_HEADED),

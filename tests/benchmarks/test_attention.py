@@ -11,6 +11,7 @@ import pytest
 from benchmarks.attention import main, training
 from benchmarks.attention_systems import SYSTEMS
 from benchmarks.attention_table import draw, table_rows
+from configs.base import ConfigError
 from configs.load import load_config
 from models.build import build_model
 from pretrain.config import PretrainConfig
@@ -54,6 +55,28 @@ def test_a_system_is_held_against_its_base_and_shown_with_what_it_costs(tmp_path
     assert gated["train"] == 500.0 and base["train"] is None
     draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_networks_of_which_each_seed_has_another_are_shown_by_their_mean_and_pairs_are_counted() -> None:
+    drawn = [
+        result_of("random", seed, 90.0) | {"parameters": 1000 + 10 * seed, "flops": seed}
+        for seed in (0, 1, 2)
+    ]
+    base, row = table_rows([result_of("cnn", 1, 80.0), *drawn], SYSTEMS, {})
+    assert (row["parameters"], row["mflops"]) == (1010, 1e-6)
+    assert (row["runs"], row["pairs"], base["pairs"]) == (3, 1, None)
+
+
+def test_what_a_row_lacks_is_said_before_the_first_one_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be trained")
+
+    monkeypatch.setattr("benchmarks.seeded_runs._measure", train)
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    with pytest.raises(ConfigError, match="not for 77"):
+        main(["run", "--rows", "cnn", "random", "--seeds", "77", *folders])
 
 
 def test_the_table_ends_with_the_student_of_the_distillation_on_all_labels(tmp_path: Path) -> None:

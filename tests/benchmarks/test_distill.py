@@ -92,6 +92,7 @@ def test_a_table_is_made_from_the_files_that_are_there(tmp_path: Path) -> None:
     table = render(tmp_path / "out.json")
     assert "| 100% | no teacher | 1 | 90.00 | - | - | - | - | - | 0.10 -> 0.20 | - | 1.00 |" in table
     assert "10,000 test images, each once; 10 steps" in table
+    assert "With features the teacher runs in each step" in table and "`mirada teach`" in table
 
 
 def test_names_of_runs_differ(teacher: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_result_by_another_teacher_is_not_kept(teacher: Path, tmp_path: Path) 
     run = distillation(row="both", fraction=1.0, seed=0, teacher=str(teacher))
     command = ["run", "--teacher", str(teacher), "--rows", "both", "--fractions", "1", "--seeds", "0"]
     command += ["--results", str(tmp_path)]
-    run.result(tmp_path).write_text(json.dumps({**run.facts, "settings": run.settings}))
+    run.result(tmp_path).write_text(json.dumps({**run.facts, "config": run.digest}))
     assert main(command) == 0  # there is nothing to run, and nothing to ask the teacher
     (teacher / "model.safetensors").write_text("others")
     with pytest.raises(ConfigError, match="was made with another teacher than this run would be"):

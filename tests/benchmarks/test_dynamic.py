@@ -6,10 +6,61 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from benchmarks.dynamic import main
+from benchmarks.dynamic import load_plain, main
 from benchmarks.tables import render
+from models.build import CONFIG_FILE, SIGNATURE, load_release
+from models.dynamic import dynamic_blocks
 from tests.support.releases import make_release
+
+
+@pytest.fixture
+def merging(tmp_path: Path) -> Path:
+    """The release of a run with merging."""
+    run = make_release(tmp_path / "merging", kind="vit")
+    config = run / "release" / CONFIG_FILE
+    attention = {"dynamic": {"threshold": 0.5}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), SIGNATURE: {"attention": attention}}))
+    return run
+
+
+def test_plain_is_plain_where_the_release_was_trained_with_merging(merging: Path) -> None:
+    plain = load_plain(str(merging))
+    assert dynamic_blocks(load_release(str(merging))) and not dynamic_blocks(plain)
+    weights = load_release(str(merging)).state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in plain.state_dict().items())
+
+
+def test_each_round_begins_with_another(
+    merging: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    def note(model: nn.Module, images: Tensor) -> float:
+        timed.append("merging" if dynamic_blocks(model) else "plain")
+        return 1.0
+
+    monkeypatch.setattr("benchmarks.dynamic._forward_s", note)
+    monkeypatch.setattr("benchmarks.dynamic._step_s", note)
+    options = [
+        "--images",
+        "12",
+        "--batch",
+        "4",
+        "--rounds",
+        "2",
+        "--keep",
+        "0.8",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    assert main([str(merging), "--data", "mirada://sample/test", *options]) == 0
+    plain, *rounds = timed[:3], timed[3:9], timed[9:15], timed[15:]
+    assert plain == ["plain"] * 3
+    whole = ["plain", "merging", "merging", "merging", "plain", "merging"]
+    assert rounds == [whole[first:] + whole[:first] for first in (0, 1, 2)]
 
 
 def test_each_share_is_a_row_beside_the_plain_network(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.attention import training
+from benchmarks.attention_systems import SYSTEMS
+from benchmarks.result_file import RESULTS, ROOT
 from benchmarks.seeded_runs import SeededRun, errors_saved, half_interval, read_results
 from configs.base import ConfigError
 
@@ -38,20 +42,51 @@ def test_errors_are_saved_seed_by_seed() -> None:
 
 def test_a_result_is_kept_whatever_its_paths_were(tmp_path: Path) -> None:
     assert not RUN.is_in(tmp_path)
-    RUN.result(tmp_path).write_text(json.dumps({**RUN.facts, "settings": RUN.settings, "top1": 90.0}))
+    write(RUN, tmp_path, top1=90.0)
     assert RUN.is_in(tmp_path) and replace(RUN, local_settings=("data.train=/there",)).is_in(tmp_path)
     assert read_results(tmp_path)[0]["top1"] == 90.0
+
+
+def write(run: SeededRun, folder: Path, **more: Any) -> None:
+    content = {**run.facts, "settings": run.settings, "config": run.digest, **more}
+    run.result(folder).write_text(json.dumps(content))
+
+
+def test_a_result_is_kept_whatever_its_ranks_were_and_however_its_settings_were_written(
+    tmp_path: Path,
+) -> None:
+    write(replace(RUN, settings=(*RUN.settings, "optim.lr=0.5", "train.ranks=1")), tmp_path)
+    assert replace(RUN, settings=("optim.lr=5e-1", "train.seed=3")).is_in(tmp_path)
+
+
+def test_a_result_of_a_recipe_that_has_changed_since_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((ROOT / RUN.recipe).read_text().replace("base: ../", f"base: {ROOT}/configs/"))
+    run = replace(RUN, recipe=str(recipe))
+    write(run, tmp_path)
+    assert run.is_in(tmp_path)
+    recipe.write_text(recipe.read_text().replace("warmup: 10 steps", "warmup: 11 steps"))
+    with pytest.raises(
+        ConfigError, match=r"another config .*train\.seed=3; of the same settings .*recipe\.yaml has"
+    ):
+        run.is_in(tmp_path)
+
+
+def test_the_committed_results_are_of_the_recipes_as_they_are() -> None:
+    for row in SYSTEMS:
+        for seed in (0, 1):
+            training(row, seed).is_in(RESULTS / "attention")
 
 
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        (replace(RUN, settings=("train.seed=3", "optim.lr=1")), "another settings"),
+        (replace(RUN, settings=("train.seed=3", "optim.lr=1")), "another config"),
         (replace(RUN, facts={"row": "se", "seed": 3, "teacher": "b"}), "another teacher"),
     ],
 )
 def test_a_result_of_other_settings_is_refused(tmp_path: Path, other: SeededRun, what: str) -> None:
-    RUN.result(tmp_path).write_text(json.dumps({**RUN.facts, "settings": RUN.settings}))
+    write(RUN, tmp_path)
     with pytest.raises(ConfigError, match=f"was made with {what} than this run would be"):
         other.is_in(tmp_path)
 

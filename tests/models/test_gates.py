@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.layers.create_attn import get_attn
 from torch import Tensor, nn
 
-from configs.attention import GatesConfig
+from configs.attention import GateConfig, GatesConfig
 from configs.base import ConfigError
 from configs.training import ModelConfig
 from models.build import CONFIG_FILE, SIGNATURE, WEIGHTS_FILE, build_model, load_release
 from models.complexity import count_flops
-from models.gates import use_gates
+from models.gates import new_gate, use_gates
 from models.layer_order import layer_order
 from models.release import save_for_timm
 from models.surgery import build_from_source
@@ -52,8 +54,9 @@ def maps(channels: int = 16, side: int = 9) -> Tensor:
 @pytest.mark.parametrize("name", ["se", "eca", "cbam", "gc", "ela", "nl"])
 def test_in_all_stages_it_is_timms_network_with_this_layer_name_by_name_and_logit_by_logit(name: str) -> None:
     ours = gated(name)
+    layer = partial(get_attn(name), rd_divisor=8) if name in ("cbam", "gc") else name  # where timm's own is 1
     timms = timm.create_model(
-        "resnet18", num_classes=5, channels=SMALL["channels"], block_args={"attn_layer": name}
+        "resnet18", num_classes=5, channels=SMALL["channels"], block_args={"attn_layer": layer}
     ).eval()
     timms.load_state_dict(ours.state_dict())
     images = torch.rand(2, 3, 64, 64)
@@ -127,6 +130,30 @@ def test_cbam_is_the_formula_of_the_paper_with_a_7x7_convolution() -> None:
     scores = F.conv2d(planes, kernel, padding=3)
     scores = (scores - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
     torch.testing.assert_close(gate(x), refined * torch.sigmoid(scores.detach()))
+
+
+@pytest.mark.parametrize("channels", [12, 24, 48, 96, 256])
+@pytest.mark.parametrize("reduction", [4, 16])
+def test_equal_reduction_is_an_equal_hidden_width_whatever_the_gate(channels: int, reduction: int) -> None:
+    def width(name: str) -> int:
+        config = GateConfig.model_validate({"name": name, "reduction": reduction})
+        hidden = [m for key, m in new_gate(config, channels, 0).named_modules() if key.endswith("fc1")]
+        return int(hidden[0].out_channels)  # type: ignore[arg-type]
+
+    widths = {name: width(name) for name in ("se", "cbam", "lcbam", "gc", "gca")}
+    assert set(widths.values()) == {widths["se"]} and widths["se"] % 8 == 0
+
+
+@pytest.mark.parametrize("name", ["cbam", "lcbam", "gc", "gca"])
+def test_in_a_resnet50_the_hidden_widths_are_those_of_timm(name: str) -> None:
+    shapes = [
+        {key: tensor.shape for key, tensor in model.state_dict().items() if ".se." in key}
+        for model in (
+            use_gates(timm.create_model("resnet50"), [GatesConfig.model_validate({"name": name})]),
+            timm.create_model("resnet50", block_args={"attn_layer": name}),
+        )
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_settings_reach_the_layer() -> None:
