@@ -20,7 +20,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibratio
 from typer.testing import CliRunner
 
 from configs.base import ConfigError
-from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex, open_index
 from data_pipeline.loader import EvalLoader
 from data_pipeline.pixels.corruptions.corrupt import corrupt
@@ -29,14 +28,12 @@ from finetune.candidate import Candidate, load_candidates, parse_device
 from finetune.evaluating import comparison as comparing
 from finetune.evaluating.comparison import Comparison, Row, compare, write_json
 from finetune.evaluating.pictures import draw_pictures
-from finetune.evaluating.scoring import score
 from finetune.evaluating.table import as_table, with_prefix
 from finetune.evaluation import app, open_world
 from models.dynamic import dynamic_blocks
 from models.throughput import Throughput
 from models.zero_shot import ZeroShot, class_tokens
 from tests.support.captioned import tiny_pairing
-from tests.support.forked_ranks import fork_ranks, wait_for
 from tests.support.releases import make_release
 from tests.support.shards import make_shards
 
@@ -323,15 +320,16 @@ def test_data_without_images_or_labels_is_refused(tmp_path: Path, monkeypatch: p
             compare([candidate], "photos", batch_size=100, world=ALONE)
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together_where_too_many_images_cannot_be_decoded(tmp_path: Path) -> None:
-    index = make_shards(tmp_path / "shards", [30, 30], bad={3: b"no image", 40: b"no image"})
-    candidate = load(make_release(tmp_path / "student"))
-
-    def stop(world: World) -> None:
-        with pytest.raises(DataError, match=r"^2 of 60 images cannot be used"):
-            score([candidate], index, str(tmp_path / "shards"), batch_size=8, world=world)
-
-    wait_for(fork_ranks(tmp_path, stop))
+    make_shards(tmp_path / "shards", [30, 30], bad={3: b"no image", 40: b"no image"})
+    command = [sys.executable, "-m", "launch.cli", "evaluate", str(make_release(tmp_path / "student"))]
+    options = ["--data", str(tmp_path / "shards"), "--ranks", "2", "--batch-size", "8"]
+    done = subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "2 of 60 images cannot be used" in done.stderr
 
 
 def test_a_few_images_that_cannot_be_decoded_are_left_out_and_counted(
