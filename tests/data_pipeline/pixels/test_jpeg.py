@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.pixels.decode import DecodeError, decode
+from data_pipeline.pixels.excerpt import cut
 from data_pipeline.pixels.jpeg import MAX_SCANS, SHRINKS, decode_part, is_available
 from tests.support.photographs import encoded, photographs
 
@@ -29,17 +30,33 @@ KINDS = {
     "optimized": {"subsampling": 2, "optimize": True},
 }
 OPENCV_KINDS = {"4:4:0": 0x121111, "4:1:1": 0x411111}
+MARKED = ", restart markers"
+OTHER_KINDS = [f"{name}{marked}" for name in (*OPENCV_KINDS, "grey") for marked in ("", MARKED)]
 
 
 def draw_jpeg(kind: str, size: tuple[int, int]) -> bytes:
     image = photographs(size)[1]
-    if kind in OPENCV_KINDS:
+    name, is_marked = kind.removesuffix(MARKED), kind.endswith(MARKED)
+    if name in OPENCV_KINDS:
         pixels = np.asarray(image)[:, :, ::-1]
-        option = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, OPENCV_KINDS[kind]]
+        option = [
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            OPENCV_KINDS[name],
+            cv2.IMWRITE_JPEG_RST_INTERVAL,
+            int(is_marked),
+        ]
         return cv2.imencode(".jpg", pixels, option)[1].tobytes()
-    if kind == "grey":
-        return encoded(image.convert("L"), quality=90)
+    if name == "grey":
+        return encoded(image.convert("L"), quality=90, restart_marker_blocks=int(is_marked))
     return encoded(image, quality=90, **KINDS[kind])
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in (*KINDS, *OTHER_KINDS) if kind.startswith(("4", "grey", "restart"))]
+)
+def test_of_those_with_markers_a_part_is_cut_out(kind: str) -> None:
+    is_cut = cut(draw_jpeg(kind, (336, 248)), (150, 100, 200, 150), context=2) is not None
+    assert is_cut == ("restart markers" in kind)
 
 
 def decode_with_pillow(data: bytes, mode: str, shrink: int) -> np.ndarray:
@@ -49,7 +66,7 @@ def decode_with_pillow(data: bytes, mode: str, shrink: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("kind", [*KINDS, *OPENCV_KINDS, "grey"])
+@pytest.mark.parametrize("kind", [*KINDS, *OTHER_KINDS])
 def test_a_part_has_the_pixels_of_pillows_full_decode_bit_for_bit(kind: str, size: tuple[int, int]) -> None:
     data = draw_jpeg(kind, size)
     whole = decode_with_pillow(data, "RGB", 1)
@@ -63,7 +80,7 @@ def test_a_part_has_the_pixels_of_pillows_full_decode_bit_for_bit(kind: str, siz
 
 
 @pytest.mark.parametrize("shrink", SHRINKS)
-@pytest.mark.parametrize("kind", [*KINDS, *OPENCV_KINDS, "grey"])
+@pytest.mark.parametrize("kind", [*KINDS, *OTHER_KINDS])
 def test_a_shrunken_part_has_the_pixels_of_pillows_shrunken_decode(kind: str, shrink: int) -> None:
     size = (336, 248)  # multiples of 8: Pillow would take the next larger size of others
     data = draw_jpeg(kind, size)
