@@ -70,8 +70,6 @@ def build(
         skip_missing=skip_missing,
     )
     layout = _layout(_split_name(name, several=several), shard_size, shard_bytes, gzip=gzip)
-    recoding = _recoding(max_side, image_format, quality, skip_broken=skip_broken)
-    effort = Effort(num_workers=workers, share=read_share(task), fresh=fresh)
     _build(
         source,
         target,
@@ -79,12 +77,12 @@ def build(
         choice=choice,
         layout=layout,
         treatment=Treatment(
-            recoding=recoding,
+            recoding=_recoding(max_side, image_format, quality, skip_broken=skip_broken),
             restart_markers=restart_markers,
             skip_missing=skip_missing,
             skip_broken=skip_broken,
         ),
-        effort=effort,
+        effort=Effort(num_workers=workers, share=read_share(task), fresh=fresh),
     )
 
 
