@@ -320,18 +320,6 @@ def test_data_without_images_or_labels_is_refused(tmp_path: Path, monkeypatch: p
             compare([candidate], "photos", batch_size=100, world=ALONE)
 
 
-@pytest.mark.slow
-def test_two_ranks_stop_together_where_too_many_images_cannot_be_decoded(tmp_path: Path) -> None:
-    make_shards(tmp_path / "shards", [30, 30], bad={3: b"no image", 40: b"no image"})
-    command = [sys.executable, "-m", "launch.cli", "evaluate", str(make_release(tmp_path / "student"))]
-    options = ["--data", str(tmp_path / "shards"), "--ranks", "2", "--batch-size", "8"]
-    done = subprocess.run(
-        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "2 of 60 images cannot be used" in done.stderr
-
-
 def test_a_few_images_that_cannot_be_decoded_are_left_out_and_counted(
     tmp_path: Path, unhurried: None
 ) -> None:

@@ -291,7 +291,9 @@ def test_a_program_that_is_given_another_cache_ends_with_code_2(
     )
 
 
-@pytest.mark.parametrize(("change", "num_frozen"), [({}, 0), ({"teacher__overlap": {}, "data__held_out": 0.2}, 1)])
+@pytest.mark.parametrize(
+    ("change", "num_frozen"), [({}, 0), ({"teacher__overlap": {}, "data__held_out": 0.2}, 1)]
+)
 def test_the_network_is_loaded_for_the_overlap_of_evaluations_alone(
     folder: Path, change: dict[str, Any], num_frozen: int
 ) -> None:
