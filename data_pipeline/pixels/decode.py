@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from data_pipeline.pixels.jpeg import MAX_SCANS
+from data_pipeline.pixels.jpeg_frame import NO_MARKER, STARTS_OF_FRAME, segments
 from data_pipeline.pixels.resize import resize_into
 from data_pipeline.scan import SUFFIXES
 
@@ -22,9 +23,7 @@ MAX_PIXELS = 178_956_970
 JPEG, PNG, WEBP = SUFFIXES["jpg"], SUFFIXES["png"], SUFFIXES["webp"]
 """Numbers of the formats, as in the index."""
 
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
-_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _SCAN = b"\xff\xda"
 
 
@@ -128,22 +127,14 @@ def _decode_any(data: bytes, channels: int, *, complete: bool) -> Pixels:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    position = 2
-    while position + 9 <= len(data):
-        marker = data[position + 1]
-        if data[position] != 0xFF:
+    for marker, position in segments(data):
+        if marker == NO_MARKER:
             raise DecodeError("damaged")
-        if marker == 0xFF:  # padding before a marker
-            position += 1
-        elif marker in _STANDALONE:
-            position += 2
-        elif marker in _START_OF_FRAME:
+        if marker in STARTS_OF_FRAME:
             height, width = _big(data, position + 5, position + 7), _big(data, position + 7, position + 9)
             if marker not in _ARITHMETIC:
                 _check_length(data, height, width)
             return height, width
-        else:
-            position += 2 + max(2, _big(data, position + 2, position + 4))
     raise DecodeError("truncated")
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-_HUFFMAN_TABLES, _START_OF_SCAN, _RESTART_INTERVAL = 0xC4, 0xDA, 0xDD
-_STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {_HUFFMAN_TABLES, 0xC8, 0xCC}
+STARTS_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+NO_MARKER = 0
+"""What `segments` gives for a place where there should be one."""
+
+_START_OF_SCAN, _RESTART_INTERVAL = 0xDA, 0xDD
+_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+_PADDING = 0xFF
 _SEQUENTIAL = frozenset({0xC0, 0xC1})
 _BLOCK = 8
 
@@ -38,24 +44,40 @@ class JpegFrame:
         return -(-self.height // self.unit_height)
 
 
+def segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The marker and the place of each part of a header, as far as there are nine bytes from it on.
+
+    The last has NO_MARKER where the header is damaged. Whoever has seen enough stops: codes look like anything.
+    """
+    position = 2
+    while position + 9 <= len(data):
+        marker = data[position + 1]
+        if data[position] != _PADDING:
+            yield NO_MARKER, position
+            return
+        if marker == _PADDING:
+            position += 1
+        elif marker in _STANDALONE:
+            position += 2
+        else:
+            yield marker, position
+            position += 2 + max(2, _number(data, position + 2))
+
+
 def read_frame(data: bytes) -> JpegFrame | None:
     """None for what is no JPEG, or is damaged before its codes begin."""
-    position, interval, start = 2, 0, 0
-    while position + 10 <= len(data) and data[position] == 0xFF:
-        marker, length = data[position + 1], _number(data, position + 2)
-        if marker in _STARTS_OF_FRAME:
+    interval, start = 0, 0
+    for marker, position in segments(data):
+        if marker in STARTS_OF_FRAME:
             start = position
         elif marker == _RESTART_INTERVAL:
             interval = _number(data, position + 4)
         elif marker == _START_OF_SCAN:
-            codes_at = position + 2 + length
+            codes_at = position + 2 + _number(data, position + 2)
+            if not start < codes_at < len(data):
+                return None
             is_whole = bool(start) and data[position + 4] == data[start + 9]
-            return (
-                _frame(data, start, interval, codes_at, is_whole=is_whole)
-                if start < codes_at < len(data)
-                else None
-            )
-        position += 2 + length
+            return _frame(data, start, interval, codes_at, is_whole=is_whole)
     return None
 
 
