@@ -22,13 +22,20 @@ def build(side: int = 28, gate: str | None = None, **args: object) -> torch.nn.M
     return build_model(config, num_classes=10, in_chans=1, image_size=side).eval()
 
 
-@pytest.mark.parametrize(("side", "sides"), [(28, [28, 28, 14, 7, 4]), (64, [64, 64, 32, 16, 8])])
-def test_the_stem_keeps_the_size_and_each_stage_but_the_first_halves_it(side: int, sides: list[int]) -> None:
-    model = build(side)
+@pytest.mark.parametrize(
+    ("side", "stride", "sides"),
+    [(28, 1, [28, 28, 14, 7, 4]), (64, 1, [64, 64, 32, 16, 8]), (28, 2, [14, 14, 7, 4, 2])],
+)
+def test_the_stem_keeps_the_size_or_halves_it_and_each_stage_but_the_first_halves_it(
+    side: int, stride: int, sides: list[int]
+) -> None:
+    model = build(side, stem_stride=stride)
     with EnergyMaps(model, stage_names(model)) as maps, torch.no_grad():
         model(torch.rand(1, 1, side, side))
     assert [found.shape[-1] for found in maps.take()] == sides
-    assert [stage["reduction"] for stage in model.feature_info] == [1, 1, 2, 4, 8]
+    assert [stage["reduction"] for stage in model.feature_info] == [
+        stride * reduction for reduction in (1, 1, 2, 4, 8)
+    ]
 
 
 @pytest.mark.parametrize("gate", ["se", "eca", "cbam"])
