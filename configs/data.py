@@ -10,6 +10,9 @@ from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, model_va
 
 from configs.base import Duration, Section
 
+MOST_BAD = 0.001
+"""Share of the images that may fail to decode unless another is given."""
+
 _PERCENT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*$")
 _WEIGHT = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(%|pass(?:es)?)\s*$")
 
@@ -229,7 +232,7 @@ class DataConfig(Section):
     An epoch has as many images as ever, and so this part of the samples."""
     captions: bool = False
     """Also read each sample's ``.txt``, as ``Batch.captions``."""
-    max_bad_fraction: float = Field(default=0.001, ge=0.0, le=1.0)
+    max_bad_fraction: float = Field(default=MOST_BAD, ge=0.0, le=1.0)
     """Above this fraction of images that do not decode, the run stops."""
     augment: AugmentConfig = AugmentConfig()
 

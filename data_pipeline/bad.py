@@ -61,8 +61,9 @@ def refuse_too_many(samples: Collection[BadSample], *, num_samples: int, max_fra
     counts = Counter(sample.reason for sample in samples)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     raise DataError(
-        f"{len(samples)} of {num_samples} images cannot be used ({reasons}); data.max_bad_fraction allows "
-        f"{max_fraction:g}: repair the data (mirada data verify --deep finds all), or raise it\n{_table(samples)}"
+        f"{len(samples)} of {num_samples} images cannot be used ({reasons}); data.max_bad_fraction (mirada evaluate: "
+        f"--max-bad-fraction) allows {max_fraction:g}: repair the data (mirada data verify --deep finds all), or raise "
+        f"it\n{_table(samples)}"
     )
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from configs.base import ConfigError
+from configs.data import MOST_BAD
 from configs.exit_code import run_main
 from data_pipeline.index import open_index
 from data_pipeline.pixels.corruptions.corrupt import chosen_corruptions
@@ -61,6 +62,9 @@ def main(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward while scoring.")] = 100,
+    max_bad_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of images that may fail to decode; left out.")
+    ] = MOST_BAD,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
 ) -> None:
     """Score released networks on every image of DATA exactly once, and print them side by side.
@@ -77,7 +81,14 @@ def main(
     if dynamic is not None:
         for candidate in candidates:
             candidate.merge_tokens(dynamic)
-    comparison = compare(candidates, data, batch_size=batch_size, world=world, corruptions=corruptions)
+    comparison = compare(
+        candidates,
+        data,
+        batch_size=batch_size,
+        world=world,
+        corruptions=corruptions,
+        max_bad_fraction=max_bad_fraction,
+    )
     if world.is_main:
         _hand_out(comparison, pictures=pictures, json_path=json_path, is_tracked=is_tracked)
     if world.size > 1:

@@ -6,13 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from data_pipeline.batch import Batch
 from engine.world import World
 
 Pair = tuple[int, int]
-"""True class, predicted class."""
+"""True class, predicted class or NO_CLASS."""
+
+NO_CLASS = -1
+"""What an image is taken for whose logits are not finite: they say nothing of it, whatever topk makes of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +43,12 @@ class Confusion:
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Logits [B, classes] for the images of the batch; those without weight or label do not count."""
         counted = (batch.weights > 0) & (batch.targets >= 0)
-        num_classes = logits.shape[1]
         # The same call as for top-1 and top-5, so that of equal logits the same one is first.
-        first = logits.topk(min(5, num_classes), dim=1).indices[:, 0]
-        pairs, counts = (batch.targets[counted] * num_classes + first[counted]).unique(return_counts=True)
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            self._counts[divmod(pair, num_classes)] += count
+        first = logits.topk(min(5, logits.shape[1]), dim=1).indices[:, 0]
+        first = first.where(logits.softmax(dim=1).isfinite().all(dim=1), NO_CLASS)
+        pairs, counts = torch.stack([batch.targets, first])[:, counted].unique(dim=1, return_counts=True)
+        for true, taken_for, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+            self._counts[true, taken_for] += count
 
     def counts(self) -> dict[Pair, int]:
         """Of what all ranks added, in order; called once, by all of them."""

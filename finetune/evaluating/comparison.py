@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from configs.base import ConfigError
+from configs.data import MOST_BAD
 from data_pipeline.index import ShardIndex, open_index
 from engine.results.confusion import ClassScores, class_scores
 from engine.results.evaluate import Bin
@@ -52,7 +53,7 @@ class Row:
     """Confidence against accuracy in the bins of `ece`."""
     classes: tuple[ClassScores, ...]
     confusions: tuple[tuple[int, int, int], ...]
-    """True class, predicted class, number of images; pairs that do not occur are left out."""
+    """True class, predicted class (-1: logits not finite), number of images; pairs that do not occur are left out."""
     corrupted_top1: float | None
     """Percent, mean over all corruptions and severities; None where none was asked for."""
     corruptions: Mapping[str, tuple[float, ...]]
@@ -82,14 +83,26 @@ def compare(
     batch_size: int,
     world: World,
     corruptions: Sequence[str] = (),
+    max_bad_fraction: float = MOST_BAD,
 ) -> Comparison:
-    """Evaluates each network on all of `location` as its own config wants the images; all ranks together."""
+    """Evaluates each network on all of `location` as its own config wants the images; all ranks together.
+
+    DataError on every rank where more images than `max_bad_fraction` cannot be decoded.
+    """
     index = open_index(location)
     check_images(candidates, index, location)
     measured: dict[int, Measured] = {}
     for places in _alike(candidates, location):
         group = [candidates[place] for place in places]
-        found = score(group, index, location, batch_size=batch_size, world=world, corruptions=corruptions)
+        found = score(
+            group,
+            index,
+            location,
+            batch_size=batch_size,
+            world=world,
+            corruptions=corruptions,
+            max_bad_fraction=max_bad_fraction,
+        )
         measured |= dict(zip(places, found, strict=True))
     rows = [_row(candidate, measured[place], index, world) for place, candidate in enumerate(candidates)]
     return Comparison(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.results.confusion import NO_CLASS
 from finetune.evaluating.comparison import Comparison, Row
 
 if TYPE_CHECKING:
@@ -37,8 +38,9 @@ def draw_pictures(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 
 def confusion_matrix(row: Row) -> NDArray[np.int64]:
-    """[true, predicted]"""
-    matrix = np.zeros((len(row.classes), len(row.classes)), np.int64)
+    """[true, predicted]; a last column where images were taken for no class (NO_CLASS, which is its index too)."""
+    columns = len(row.classes) + any(predicted == NO_CLASS for _, predicted, _ in row.confusions)
+    matrix = np.zeros((len(row.classes), columns), np.int64)
     for true, predicted, count in row.confusions:
         matrix[true, predicted] = count
     return matrix
@@ -77,7 +79,8 @@ def _confusion(row: Row) -> Figure:
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{row.name}: top-1 {row.top1:.2f} %", fontsize=10, color=_INK)
     if len(names) <= _MOST_NAMES:
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+        columns = [*names, "no class"][: matrix.shape[1]]
+        axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=7)
     if len(names) <= _MOST_NUMBERS:
         for (true, predicted), count in np.ndenumerate(matrix):

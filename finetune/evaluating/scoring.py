@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from configs.data import MOST_BAD
 from data_pipeline.bad import refuse_too_many
 from data_pipeline.batch import Batch, normalize
 from data_pipeline.index import ShardIndex
@@ -51,13 +52,14 @@ def score(
     batch_size: int,
     world: World,
     corruptions: Sequence[str] = (),
+    max_bad_fraction: float = MOST_BAD,
 ) -> list[Measured]:
     """Scores of models in evaluation mode; all ranks together, each on its share of the images.
 
     All of them take images of the same size and channels: decoding and corrupting are done once for all. DataError on
     every rank where more images than `max_bad_fraction` cannot be decoded.
     """
-    data = candidates[0].data_config(location)
+    data = candidates[0].data_config(location).model_copy(update={"max_bad_fraction": max_bad_fraction})
     batches = EvalLoader(
         index,
         data,
@@ -75,7 +77,7 @@ def score(
                 for one in tallies:
                     one.add_corrupted(changed, name, severity)
     left_out = [sample for met in world.gather(batches.drain_bad()) for sample in met]
-    refuse_too_many(left_out, num_samples=index.num_samples, max_fraction=data.max_bad_fraction)
+    refuse_too_many(left_out, num_samples=index.num_samples, max_fraction=max_bad_fraction)
     return [one.measured(num_left_out=len(left_out)) for one in tallies]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.results.confusion import NO_CLASS
+
 _MOST_CLASSES = 60
 _MOST_PAIRS = 12
 
@@ -38,7 +40,7 @@ def _table(row: Mapping[str, Any]) -> ClassTable:
         classes=hardest[:_MOST_CLASSES],
         num_classes=len(classes),
         mistakes=[
-            (classes[true]["name"], classes[taken]["name"], count)
+            (classes[true]["name"], "no class" if taken == NO_CLASS else classes[taken]["name"], count)
             for true, taken, count in wrong[:_MOST_PAIRS]
         ],
     )

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import classification_report, confusion_matrix
 
 from data_pipeline.batch import Batch
-from engine.results.confusion import Confusion, class_scores
+from engine.results.confusion import NO_CLASS, Confusion, class_scores
 from engine.world import World
 
 NUM_CLASSES = 7
@@ -36,6 +36,18 @@ def counted() -> tuple[np.ndarray, np.ndarray]:
     predicted, targets, weights = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     counts = (weights > 0) & (targets >= 0)
     return targets[counts].numpy(), predicted[counts].numpy()
+
+
+def test_an_image_whose_logits_are_not_finite_is_taken_for_no_class(world: World) -> None:
+    logits = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [0.0, float("inf")]])
+    confusion = Confusion(world)
+    confusion.add(logits, make_batch(torch.tensor([1, 1, 1]), torch.ones(3)))
+    counts = confusion.counts()
+    assert counts == {(1, NO_CLASS): 2, (1, 1): 1}
+    assert [(row.num_images, row.num_predicted) for row in class_scores(counts, ["a", "b"])] == [
+        (0, 0),
+        (3, 1),
+    ]
 
 
 def test_counts_and_class_scores_are_those_of_scikit_learn(world: World) -> None:
