@@ -1,14 +1,15 @@
-"""Does it help? What each loss of a distillation brings, on all of Fashion-MNIST, by fraction of labels and seed.
+"""Does it help? What each loss of a distillation brings, on all of Fashion-MNIST, by what is labelled and by seed.
 
-python -m benchmarks.distill run --teacher RELEASE [--rows R ...] [--fractions F ...] [--seeds S ...] [--set K=V ...]
+python -m benchmarks.distill run --teacher RELEASE [--rows R ...] [--labels L ...] [--seeds S ...] [--set K=V ...]
 python -m benchmarks.distill table
 
 `run` trains and evaluates what has no file in benchmarks/results/distill yet (benchmarks/seeded_runs.py); `table` makes
 benchmarks/results/distill.json from those files. What the teacher says is asked once for each seed, by `mirada teach`.
 
-Rows: no teacher; logits; attention; both; both and features. All have the same student, steps and augmentation. The
-teacher sees all images, and the labels of a fraction of them are used; without a teacher batches hold labelled images
-only, which is all that such a run can use.
+Rows: no teacher; logits; attention; both; both and features. All have the same student and augmentation, and as many
+steps as the others of their labels. The teacher sees all images, and the labels of a fraction of them are used;
+without a teacher batches hold labelled images only, which is all that such a run can use. In the last setting there are
+no other images for anybody.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.distill_table import write_table
 from benchmarks.seeded_runs import SeededRun, add_arguments, mirada, read_results, run_missing
@@ -25,7 +28,27 @@ from configs.exit_code import run_main
 from models.build import WEIGHTS_FILE, resolve_release
 
 RECIPE = "configs/finetune/fashion_mnist_ablation.yaml"
-FRACTIONS = (1.0, 0.1, 0.01)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What there is to learn from."""
+
+    fraction: float
+    """Of the labels."""
+    unlabelled: Literal["keep", "drop"] = "keep"
+    """Whether a teacher speaks of images without labels."""
+    steps: int
+    """Of each run."""
+
+
+LABELS: Mapping[str, Labels] = {
+    "all": Labels(fraction=1.0, steps=9380),
+    "10": Labels(fraction=0.1, steps=2345),
+    "1": Labels(fraction=0.01, steps=2345),
+    "1-alone": Labels(fraction=0.01, unlabelled="drop", steps=1000),
+}
+"""Some 20 epochs of all images, 5 of all for fewer labels, and 213 of the 600 that have one."""
 ROWS: dict[str, tuple[str, ...]] = {
     "none": ("teacher.logits=null", "teacher.attention=null"),
     "logits": ("teacher.attention=null",),
@@ -35,8 +58,8 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 """What each row changes in the recipe, which has logits and attention. A row without losses keeps its teacher for the
 measurement of overlap alone, and trains without it."""
-_KEPT_ANSWERS = frozenset({"logits", "attention", "both"})
-"""Rows that need no more of the teacher than its kept answers: of its tokens none are kept."""
+_WITHOUT = "none"
+"""The row that asks no teacher."""
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +71,7 @@ def main(arguments: list[str]) -> int:
     for seed in given.seeds:  # one by one, so that what is there when it is stopped has every row
         answers = given.runs / f"answers-{seed}"
         runs = list(_runs(given, seed, answers))
-        if any(run.facts["row"] in _KEPT_ANSWERS for run in runs if not run.is_in(given.results)):
+        if any(run.facts["row"] != _WITHOUT for run in runs if not run.is_in(given.results)):
             _ask_teacher(given, seed, answers)
         run_missing(runs, folder=given.runs, results=given.results)
     return 0
@@ -57,22 +80,25 @@ def main(arguments: list[str]) -> int:
 def distillation(
     *,
     row: str,
-    fraction: float,
+    labels: str,
     seed: int,
     teacher: str,
     settings: Sequence[str] = (),
     answers: Path | None = None,
 ) -> SeededRun:
     """One training; `settings` of the caller come last."""
-    cache = [f"teacher.cache={answers}"] if answers is not None and row in _KEPT_ANSWERS else []
+    cache = [f"teacher.cache={answers}"] if answers is not None and row != _WITHOUT else []
+    there = LABELS[labels]
+    steps = f"{there.steps} steps"
     return SeededRun(
-        name=f"{row}-{fraction:g}-{seed}",
+        name=f"{row}-{labels}-{seed}",
         program="finetune",
         recipe=RECIPE,
-        facts={"row": row, "fraction": fraction, "seed": seed, "teacher": _digest(teacher)},
+        facts={"row": row, "labels": labels, "seed": seed, "teacher": _digest(teacher)},
         settings=[
-            f"data.label_fraction={fraction:g}",
-            f"data.unlabelled={'drop' if row == 'none' else 'keep'}",
+            f"data.label_fraction={there.fraction:g}",
+            f"data.unlabelled={'drop' if row == _WITHOUT else there.unlabelled}",
+            *(f"train.duration={steps}", f"train.evaluate_every={steps}"),
             *(f"train.seed={seed}", "tracking.uri=off"),
             *(*ROWS[row], *settings),
         ],
@@ -87,7 +113,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_arguments(parser, "distill")
     parser.add_argument("--teacher", help="its release, or its run folder")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--fractions", nargs="+", type=float, default=FRACTIONS)
+    parser.add_argument("--labels", nargs="+", choices=list(LABELS), default=list(LABELS))
     given = parser.parse_args(arguments)
     if given.action == "run" and given.teacher is None:
         parser.error("run needs --teacher")
@@ -96,16 +122,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _ask_teacher(given: argparse.Namespace, seed: int, answers: Path) -> None:
     """Writes what is missing of the teacher's answers to the crops of a seed."""
-    crops = (f"train.seed={seed}", *given.settings)
-    mirada("teach", RECIPE, f"teacher.checkpoint={given.teacher}", *crops, "--out", str(answers))
+    asked = (f"train.seed={seed}", *ROWS["features"], *given.settings)  # what any row may want to know
+    mirada("teach", RECIPE, f"teacher.checkpoint={given.teacher}", *asked, "--out", str(answers))
 
 
 def _runs(given: argparse.Namespace, seed: int, answers: Path) -> Iterator[SeededRun]:
-    for fraction in given.fractions:
+    for labels in given.labels:
         for row in given.rows:
             yield distillation(
                 row=row,
-                fraction=fraction,
+                labels=labels,
                 seed=seed,
                 teacher=given.teacher,
                 settings=given.settings,

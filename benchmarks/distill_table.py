@@ -17,10 +17,12 @@ TITLES = {
     "both": "logits + attention",
     "features": "logits + attention + features",
 }
+_LABELS = {"all": "all", "10": "10 %", "1": "1 %", "1-alone": "1 %, no other images"}
 _BESIDE_LOGITS = ("both", "features")
 COLUMNS = {
-    "fraction": ["labels", ".0%"],
+    "labels": ["labels", "s"],
     "name": ["losses", "s"],
+    "steps": ["steps", ",d"],
     "runs": ["seeds", "d"],
     "top1": ["top-1, %", ".2f"],
     "interval": ["95 % interval, +-", ".2f"],
@@ -47,21 +49,21 @@ def write_table(runs: Results, out: Path) -> None:
 
 
 def table_rows(runs: Results) -> list[dict[str, Any]]:
-    """A row for each fraction and choice of losses, held against runs of the same seeds: errors saved of those without
+    """A row for each choice of labels and of losses, held against runs of the same seeds: errors saved of those without
     a teacher, and what is gained beside logits over those with logits alone.
     """
     rows = []
-    for fraction in sorted({run["fraction"] for run in runs}, reverse=True):
-        baseline, logits = (_chosen(runs, fraction, name) for name in ("none", "logits"))
+    for labels in _LABELS:
+        baseline, logits = (_chosen(runs, labels, name) for name in ("none", "logits"))
         for name in TITLES:
-            found = _chosen(runs, fraction, name)
+            found = _chosen(runs, labels, name)
             if found:
                 rows.append(_row(found, baseline, logits))
     return rows
 
 
-def _chosen(runs: Results, fraction: float, name: str) -> Results:
-    return [run for run in runs if run["fraction"] == fraction and run["row"] == name]
+def _chosen(runs: Results, labels: str, name: str) -> Results:
+    return [run for run in runs if run["labels"] == labels and run["row"] == name]
 
 
 def _row(found: Results, baseline: Results, logits: Results) -> dict[str, Any]:
@@ -69,8 +71,9 @@ def _row(found: Results, baseline: Results, logits: Results) -> dict[str, Any]:
     saved = [] if name == "none" else errors_saved(found, baseline)
     gained = points_gained(found, logits) if name in _BESIDE_LOGITS else []
     return {
-        "fraction": found[0]["fraction"],
+        "labels": _LABELS[found[0]["labels"]],
         "name": TITLES[name],
+        "steps": found[0]["steps"],
         "runs": len(found),
         "top1": fmean(top1),
         "interval": half_interval(top1),
@@ -100,14 +103,13 @@ def _cost(found: Results, baseline: Results) -> float | None:
 
 
 def _note(runs: Results) -> str:
-    images, steps = sorted({run["num_images"] for run in runs}), sorted({run["steps"] for run in runs})
+    images = sorted({run["num_images"] for run in runs})
     return (
-        f"{_listed(images)} test images, each once; {_listed(steps)} steps; {runs[0]['parameters']:,} parameters. "
+        f"{_listed(images)} test images, each once; {runs[0]['parameters']:,} parameters. "
         "Intervals are of the mean over seeds (Student's t); errors saved are relative to the run of the same seed "
         "without a teacher, points gained to that with logits alone, and the time of a step to that without a teacher. "
-        "With features the teacher runs in each step; with logits and attention alone its answers were kept before, "
-        "and their time (that of `mirada teach`, once for each seed) is in no step. Runs were trained one after "
-        "another, not in turns: a ratio of times also has what else the machine did."
+        "The teacher's answers were kept before: the time of `mirada teach`, once for each seed, is in no step. "
+        "Runs were trained one after another, not in turns: a ratio of times also has what else the machine did."
     )
 
 

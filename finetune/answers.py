@@ -1,5 +1,7 @@
 """Answers: what a teacher says of one image in some hundred bytes: its best classes, what is left for others, its maps.
 
+Where its tokens are asked for (`teacher.features`) they are kept too, in a hundred times as much.
+
     TeacherOutput -> AnswerFormat.write -> rows -> Sidecar -> Batch.records -> AnswerFormat.read -> TeacherOutput
 
 | field | | |
@@ -10,13 +12,14 @@
 | classes | u2 x k (u4 above 65,536 classes) | those with the greatest logits, in descending order |
 | offsets | f2 x k | their logits, less the greatest |
 | maps | f2 x places | each layer's map, pooled to its grid, over its greatest value |
+| tokens | f2 x D x places | each layer's features, pooled to its grid, over their greatest magnitude |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +38,37 @@ _UNSIGNED = {2: (torch.int16, 0xFFFF), 4: (torch.int32, 0xFFFFFFFF)}
 _ALIGNMENT = 4
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLayers:
+    """Layers of a teacher that answers tell something of: their maps, or their tokens."""
+
+    layers: tuple[int, ...] = ()
+    """As they were asked for."""
+    depths: tuple[float, ...] = ()
+    """How far through the network each is, 0 to 1."""
+    shapes: tuple[tuple[int, ...], ...] = ()
+    """Of what is kept of each for an image: height and width of a map; D, height and width of tokens."""
+
+    @property
+    def count(self) -> int:
+        """Numbers for an image."""
+        return sum(map(math.prod, self.shapes))
+
+    def shown(self, found: Sequence[Tensor], *, grid: int) -> KeptLayers:
+        """With the shapes of what was found of a batch, at most `grid` places on a side."""
+        shapes = tuple((*one.shape[1:-2], *(min(grid, side) for side in one.shape[-2:])) for one in found)
+        return replace(self, shapes=shapes)
+
+    def pooled(self, found: Sequence[Tensor]) -> Tensor:
+        """[B, count]: each layer brought to its grid, its greatest magnitude being 1."""
+        return torch.cat([_pool(one, shape) for one, shape in zip(found, self.shapes, strict=True)], dim=1)
+
+    def parts(self, numbers: Tensor, places: Sequence[int]) -> tuple[Tensor, ...]:
+        """What belongs to these places in `layers`, in its shape, of numbers [B, count]."""
+        found = numbers.split(list(map(math.prod, self.shapes)), dim=1)
+        return tuple(found[place].unflatten(1, self.shapes[place]) for place in places)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswerFormat:
     """How answers of one teacher are written and read."""
@@ -42,12 +76,10 @@ class AnswerFormat:
     num_classes: int
     top: int
     """Classes that are listed."""
-    layers: tuple[int, ...] = ()
-    """Attention layers that maps are of, as they were asked for."""
-    grids: tuple[tuple[int, int], ...] = ()
-    """Height and width of each layer's map as it is kept."""
-    depths: tuple[float, ...] = ()
-    """How far through the network each layer is, 0 to 1."""
+    maps: KeptLayers = KeptLayers()
+    """Attention layers."""
+    tokens: KeptLayers = KeptLayers()
+    """Layers of features."""
 
     @classmethod
     def of(
@@ -56,31 +88,29 @@ class AnswerFormat:
         *,
         top: int,
         grid: int,
-        layers: Sequence[int] = (),
-        depths: Sequence[float] = (),
+        maps: KeptLayers = KeptLayers(),
+        tokens: KeptLayers = KeptLayers(),
     ) -> AnswerFormat:
-        """The format for answers like this one, maps pooled to at most `grid` places on a side."""
+        """The format for answers like this one, maps and tokens pooled to at most `grid` places on a side."""
         num_classes = told.logits.shape[1]
         return cls(
             num_classes=num_classes,
             top=min(top, num_classes),
-            layers=tuple(layers),
-            depths=tuple(depths),
-            grids=tuple((min(grid, found.shape[1]), min(grid, found.shape[2])) for found in told.attention),
+            maps=maps.shown(told.attention, grid=grid),
+            tokens=tokens.shown(told.tokens, grid=grid),
         )
 
     @cached_property
     def record(self) -> np.dtype[np.void]:
         """The structured type of an answer."""
         number = "<u2" if self.num_classes <= 1 << 16 else "<u4"
-        places = sum(map(math.prod, self.grids))
         fields: list[tuple[str, str] | tuple[str, str, tuple[int, ...]]] = [
             CHECK,
             ("best", "<f4"),
             ("others", "<f4", (2,)),
             ("classes", number, (self.top,)),
             ("offsets", "<f2", (self.top,)),
-            *([("maps", "<f2", (places,))] if places else []),
+            *((name, "<f2", (kept.count,)) for name, kept in self._layered.items()),
         ]
         unused = -np.dtype(fields).itemsize % _ALIGNMENT
         return np.dtype([*fields, ("unused", "u1", (unused,))] if unused else fields)
@@ -98,13 +128,23 @@ class AnswerFormat:
         rows["others"] = _numbers(_level(offsets[:, self.top :]))
         rows["classes"] = _numbers(classes[:, : self.top])
         rows["offsets"] = _numbers(offsets[:, : self.top].clamp(min=_LEAST_OFFSET))
-        if self.grids:
-            pooled = [_pool(found, grid) for found, grid in zip(told.attention, self.grids, strict=True)]
-            rows["maps"] = _numbers(torch.cat(pooled, dim=1))
+        for name, found in (("maps", told.attention), ("tokens", told.tokens)):
+            if name in self._layered:
+                rows[name] = _numbers(self._layered[name].pooled(found))
         return rows
 
-    def read(self, records: Tensor, *, temperature: float, maps: Sequence[int] = ()) -> TeacherOutput:
-        """uint8 [B, record] on any device -> logits, and the maps of these places in `layers`.
+    def read(
+        self,
+        records: Tensor,
+        *,
+        temperature: float,
+        maps: Sequence[int] = (),
+        tokens: Sequence[int] = (),
+    ) -> TeacherOutput:
+        """uint8 [B, record] on any device -> logits, and the maps and tokens of these places in their layers.
+
+        A map sums to 1; tokens are an image's as they were but for a factor.
+
 
         The classes that are not listed share what is left equally. How much that is at `temperature` follows from the
         mean of their logits and their log-mean-exp: exactly at 1 and far above it, to second order between.
@@ -114,13 +154,23 @@ class AnswerFormat:
         rest = best + (mean + (level - mean) / temperature).unsqueeze(1)
         listed = best + self._floats(records, "offsets", torch.float16)
         logits = rest.expand(-1, self.num_classes).scatter(1, self._classes(records), listed)
-        return TeacherOutput(logits=logits, attention=self._maps(records, maps) if maps else ())
+        return TeacherOutput(
+            logits=logits,
+            attention=tuple(
+                found / found.sum(dim=(1, 2), keepdim=True) for found in self._parts(records, "maps", maps)
+            ),
+            tokens=self._parts(records, "tokens", tokens),
+        )
 
-    def _maps(self, records: Tensor, chosen: Sequence[int]) -> tuple[Tensor, ...]:
-        sizes = [math.prod(grid) for grid in self.grids]
-        found = self._floats(records, "maps", torch.float16).split(sizes, dim=1)
-        unit = [found[place] / found[place].sum(dim=1, keepdim=True) for place in chosen]
-        return tuple(part.unflatten(1, self.grids[place]) for part, place in zip(unit, chosen, strict=True))
+    @property
+    def _layered(self) -> Mapping[str, KeptLayers]:
+        """What is kept layer by layer, by field."""
+        return {name: kept for name, kept in (("maps", self.maps), ("tokens", self.tokens)) if kept.count}
+
+    def _parts(self, records: Tensor, name: str, places: Sequence[int]) -> tuple[Tensor, ...]:
+        if not places:
+            return ()
+        return self._layered[name].parts(self._floats(records, name, torch.float16), places)
 
     def _floats(self, records: Tensor, name: str, dtype: torch.dtype) -> Tensor:
         return self._bytes(records, name).view(dtype).float()
@@ -143,9 +193,11 @@ def _level(logits: Tensor) -> Tensor:
     return torch.stack([logits.mean(dim=1), level], dim=1)
 
 
-def _pool(found: Tensor, grid: tuple[int, int]) -> Tensor:
-    pooled = F.adaptive_avg_pool2d(found.unsqueeze(1), grid).flatten(1)
-    return pooled / pooled.amax(dim=1, keepdim=True)
+def _pool(found: Tensor, shape: Sequence[int]) -> Tensor:
+    """[B, ..., h, w] -> [B, numbers of `shape`]"""
+    height, width = shape[-2:]
+    pooled = F.adaptive_avg_pool2d(found, (height, width)).flatten(1)
+    return pooled / pooled.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(pooled.dtype).tiny)
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.generic]:

@@ -70,8 +70,10 @@ def _refuse_other(out: Path, former: CacheManifest, manifest: CacheManifest) -> 
             **of.how,
             "data digest": of.data,
             "top": of.answers.top,
-            "layers": of.answers.layers,
-            "grids": of.answers.grids,
+            "layers": of.answers.maps.layers,
+            "grids": of.answers.maps.shapes,
+            "features of layers": of.answers.tokens.layers,
+            "features": of.answers.tokens.shapes,
         }
         for of in (former, manifest)
     )

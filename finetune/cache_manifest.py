@@ -19,11 +19,11 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import checksum
 from data_pipeline.whole_file import write_whole
-from finetune.answers import AnswerFormat
+from finetune.answers import AnswerFormat, KeptLayers
 from finetune.config import FinetuneConfig
 from models.build import CONFIG_FILE, WEIGHTS_FILE, resolve_release
 
-_VERSION = 1
+_VERSION = 2
 
 _ORDER = (
     *(
@@ -208,14 +208,21 @@ def _parse(content: dict[str, Any]) -> CacheManifest:
         answers=AnswerFormat(
             num_classes=answers["num_classes"],
             top=answers["top"],
-            layers=tuple(answers["layers"]),
-            grids=tuple((height, width) for height, width in answers["grids"]),
-            depths=tuple(answers["depths"]),
+            maps=_parse_layers(answers["maps"]),
+            tokens=_parse_layers(answers["tokens"]),
         ),
         how=content["how"],
         wanted=_parse_extent(content["wanted"]),
         taught=None if content["taught"] is None else _parse_extent(content["taught"]),
         command=content["command"],
+    )
+
+
+def _parse_layers(content: dict[str, Any]) -> KeptLayers:
+    return KeptLayers(
+        layers=tuple(content["layers"]),
+        depths=tuple(content["depths"]),
+        shapes=tuple(map(tuple, content["shapes"])),
     )
 
 

@@ -82,8 +82,6 @@ class FinetuneConfig(RunConfig):
             "batch; leave them out, or ask the teacher in training": self.data.augment.mixes,
             "data.progressive: how large a crop is depends on the step, and an answer is kept for one size; leave it "
             "out, or ask the teacher in training": bool(self.data.progressive),
-            "teacher.features: tokens would take a thousand times as much as an answer; leave them out, or ask the "
-            "teacher in training": self.teacher is not None and bool(self.teacher.token_layers),
             "teacher.attention.heads matched: maps are kept as means over heads; set heads to mean, or ask the teacher "
             "in training": self.teacher is not None and self.teacher.by_head,
         }

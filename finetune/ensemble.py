@@ -37,6 +37,11 @@ class Ensemble:
         """How far through the first network each layer is whose attention is asked for, 0 to 1."""
         return self._teachers[0].attention_depths
 
+    @property
+    def token_depths(self) -> tuple[float, ...]:
+        """None: features of several teachers have no mean."""
+        return ()
+
 
 def load_teachers(
     config: FinetuneConfig, *, class_names: Sequence[str], device: torch.device | str

@@ -10,16 +10,16 @@ from torch import nn
 from configs.base import ConfigError
 from finetune.config import FinetuneConfig
 from finetune.lesson import student_stages
-from finetune.teacher import Teacher
+from finetune.teacher import Featured, Observer
 from models.apprentice import Apprentice
 from models.features import feature_widths
 
 
-def with_projections(student: nn.Module, config: FinetuneConfig, teachers: Sequence[Teacher]) -> nn.Module:
+def with_projections(student: nn.Module, config: FinetuneConfig, teacher: Observer | None) -> nn.Module:
     """The student in an Apprentice where features are compared, else as it is."""
     if config.teacher is None or "features" not in config.teacher.losses or config.teacher.features is None:
         return student
-    (teacher,) = teachers
+    assert isinstance(teacher, Featured)  # the config refuses features of several teachers
     data = config.data
     torch.manual_seed(
         config.train.seed

@@ -39,7 +39,7 @@ def run(command: Command) -> int:
             return session.evaluate(features_of(students[""]).to(session.world.device), config.mode.probe)
         teachers = _load_teachers(config, session)
         observer = _observer(config, session, teachers)
-        students = {name: with_projections(one, config, teachers) for name, one in students.items()}
+        students = {name: with_projections(one, config, observer) for name, one in students.items()}
         learner = Classroom(students) if config.students else students[""]
         asked = () if isinstance(observer, CachedTeacher) else teachers
         session.examine(learner, forward=logits_of_all, frozen=[teacher.network for teacher in asked])

@@ -31,7 +31,7 @@ from data_pipeline.sidecar import Part, parts_of, write_records
 from data_pipeline.variants import VariantLoader
 from engine.survival.lifeline import Lifeline
 from engine.world import World, close_world, init_world
-from finetune.answers import AnswerFormat
+from finetune.answers import AnswerFormat, KeptLayers
 from finetune.cache_folder import claim_cache, finish_cache, missing_parts, wait_for_parts
 from finetune.cache_manifest import CacheManifest, crops_of, needed_extent, teachers_of
 from finetune.config import FinetuneConfig
@@ -187,6 +187,7 @@ def _describe(
 ) -> CacheManifest:
     """The manifest of a cache of which nothing is there yet; one blank image tells what an answer is made of."""
     asked = config.teacher
+    assert asked is not None  # or no teacher had been loaded
     return CacheManifest(
         teachers=teachers_of(config),
         data=index.digest,
@@ -195,11 +196,11 @@ def _describe(
             teacher.observe(_blank(config).to(device)),
             top=options.top,
             grid=options.grid,
-            layers=() if asked is None else asked.attention_layers,
-            depths=teacher.attention_depths,
+            maps=KeptLayers(layers=asked.attention_layers, depths=teacher.attention_depths),
+            tokens=KeptLayers(layers=asked.token_layers, depths=teacher.token_depths),
         ),
         how={
-            "precision": (None if asked is None else asked.precision) or config.train.precision,
+            "precision": asked.precision or config.train.precision,
             "batch_size": options.batch_size,
         },
         wanted=needed_extent(config, index, epochs=options.epochs),

@@ -57,6 +57,17 @@ class Located(Protocol):
     def attention_depths(self) -> tuple[float, ...]: ...
 
 
+@runtime_checkable
+class Featured(Observer, Protocol):
+    """Who also tells features of places: how deep in its network, and how wide they are."""
+
+    @property
+    def token_depths(self) -> tuple[float, ...]: ...
+
+    @property
+    def token_widths(self) -> tuple[int, ...]: ...
+
+
 class Teacher:
     """Calls a frozen network on uint8 images, and holds it where no optimizer and no checkpoint sees it.
 

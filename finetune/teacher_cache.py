@@ -35,25 +35,44 @@ class CachedTeacher:
     """Reads what lies beside each image of a batch; holds no network."""
 
     def __init__(
-        self, answers: AnswerFormat, sidecar: Sidecar, *, layers: Sequence[int] = (), temperature: float = 1.0
+        self,
+        answers: AnswerFormat,
+        sidecar: Sidecar,
+        *,
+        attention_layers: Sequence[int] = (),
+        token_layers: Sequence[int] = (),
+        temperature: float = 1.0,
     ) -> None:
-        """`layers` are those whose maps are told; `temperature` is that of the loss on logits."""
+        """It tells maps of `attention_layers` and features of `token_layers`; `temperature` is that of logits' loss."""
         self.sidecar = sidecar
         """What the loader has to put beside the images."""
         self._answers = answers
-        self._maps = tuple(answers.layers.index(layer) for layer in layers)
+        self._maps = tuple(map(answers.maps.layers.index, attention_layers))
+        self._tokens = tuple(map(answers.tokens.layers.index, token_layers))
         self._temperature = temperature
 
     @property
     def attention_depths(self) -> tuple[float, ...]:
         """How far through the teacher's network each layer is that it shows, 0 to 1."""
-        return tuple(self._answers.depths[place] for place in self._maps)
+        return tuple(self._answers.maps.depths[place] for place in self._maps)
+
+    @property
+    def token_depths(self) -> tuple[float, ...]:
+        """The same of the layers whose features it tells."""
+        return tuple(self._answers.tokens.depths[place] for place in self._tokens)
+
+    @property
+    def token_widths(self) -> tuple[int, ...]:
+        """D of each of them."""
+        return tuple(self._answers.tokens.shapes[place][0] for place in self._tokens)
 
     def observe(self, batch: Batch) -> TeacherOutput:
         """What the teacher said about these crops, on the device of the batch."""
         if batch.records is None:
             raise ValueError("the batch comes without records: give the sidecar to its loader (read_beside)")
-        return self._answers.read(batch.records, temperature=self._temperature, maps=self._maps)
+        return self._answers.read(
+            batch.records, temperature=self._temperature, maps=self._maps, tokens=self._tokens
+        )
 
 
 def open_teacher_cache(config: FinetuneConfig, index: ShardIndex) -> CachedTeacher:
@@ -66,10 +85,11 @@ def open_teacher_cache(config: FinetuneConfig, index: ShardIndex) -> CachedTeach
         raise ConfigError(
             f"teacher.cache: no answers in {str(folder)!r}; write them with: mirada teach RECIPE --out {folder}"
         )
-    layers = config.teacher.attention_layers
+    maps, tokens = config.teacher.attention_layers, config.teacher.token_layers
     mistakes = [
         *_other_answers(manifest, config, index),
-        *_missing_layers(manifest, layers),
+        *_missing_layers("maps", manifest.answers.maps.layers, maps, "attention"),
+        *_missing_layers("features", manifest.answers.tokens.layers, tokens, "features"),
     ]
     # How far a cache of something else goes does not matter any more.
     mistakes = mistakes or _missing_passes(folder, manifest, needed_extent(config, index), index)
@@ -87,7 +107,11 @@ def open_teacher_cache(config: FinetuneConfig, index: ShardIndex) -> CachedTeach
     )
     logits = config.teacher.logits
     return CachedTeacher(
-        manifest.answers, sidecar, layers=layers, temperature=1.0 if logits is None else logits.temperature
+        manifest.answers,
+        sidecar,
+        attention_layers=maps,
+        token_layers=tokens,
+        temperature=1.0 if logits is None else logits.temperature,
     )
 
 
@@ -110,14 +134,14 @@ def _other_answers(manifest: CacheManifest, config: FinetuneConfig, index: Shard
     return found
 
 
-def _missing_layers(manifest: CacheManifest, layers: Sequence[int]) -> list[str]:
-    missing = [layer for layer in layers if layer not in manifest.answers.layers]
+def _missing_layers(what: str, there: Sequence[int], wanted: Sequence[int], section: str) -> list[str]:
+    missing = [layer for layer in wanted if layer not in there]
     if not missing:
         return []
-    there = ", ".join(map(str, manifest.answers.layers)) or "none"
+    has = ", ".join(map(str, there)) or "none"
     return [
-        f"it has no maps of the teacher's layers {', '.join(map(str, missing))} (it has: {there}); set "
-        "teacher.attention.teacher_layers to what it has, or teach anew into another folder"
+        f"it has no {what} of the teacher's layers {', '.join(map(str, missing))} (it has: {has}); set "
+        f"teacher.{section}.teacher_layers to what it has, or teach anew into another folder"
     ]
 
 

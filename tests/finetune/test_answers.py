@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from configs.base import ConfigError
 from data_pipeline.sidecar import write_records
-from finetune.answers import AnswerFormat
+from finetune.answers import AnswerFormat, KeptLayers
 from finetune.teacher import TeacherOutput
-from models.distill_losses import attention_transfer
+from models.distill_losses import attention_transfer, feature_distance
 
 
 def telling(
@@ -49,7 +50,7 @@ def read_back(
     maps: tuple[int, ...] = (0,),
 ) -> TeacherOutput:
     layers = tuple(range(len(told.attention)))
-    answers = AnswerFormat.of(told, top=top, layers=layers, grid=grid)
+    answers = AnswerFormat.of(told, top=top, maps=KeptLayers(layers=layers), grid=grid)
     return answers.read(through_file(answers, told, path), temperature=temperature, maps=maps)
 
 
@@ -116,7 +117,7 @@ def test_an_answer_at_imagenet_settings_takes_less_than_2_kb_of_file(
     tmp_path: Path, top: int, layers: int, grid: int
 ) -> None:
     told = telling(num_images=1000, grids=((14, 14),) * layers)
-    answers = AnswerFormat.of(told, top=top, layers=tuple(range(layers)), grid=grid)
+    answers = AnswerFormat.of(told, top=top, maps=KeptLayers(layers=tuple(range(layers))), grid=grid)
     through_file(answers, told, tmp_path / "a.npy")
     size = (tmp_path / "a.npy").stat().st_size / 1000
     assert answers.record.itemsize <= size < 2048
@@ -128,6 +129,26 @@ def test_without_maps_there_are_none(tmp_path: Path) -> None:
     assert found.attention == () and found.tokens == ()
 
 
+def test_features_come_back_but_for_a_factor_and_the_loss_on_them_stays(tmp_path: Path) -> None:
+    """Whatever they are: of both signs, far beyond float16's range, or nothing but zeros."""
+    g = torch.Generator().manual_seed(1)
+    fine, coarse = torch.randn(6, 24, 14, 14, generator=g) * 1e6, torch.randn(6, 5, 3, 4, generator=g)
+    coarse[0] = 0.0
+    told = replace(telling(num_images=6, num_classes=11), tokens=(fine, coarse))
+    tokens = KeptLayers(layers=(3, -1), depths=(0.5, 1.0))
+    answers = AnswerFormat.of(told, top=3, maps=KeptLayers(layers=(-1,)), tokens=tokens, grid=7)
+    assert answers.tokens.shapes == ((24, 7, 7), (5, 3, 4)) and answers.maps.shapes == ((7, 7),)
+    records = through_file(answers, told, tmp_path / "a.npy")
+    last, first = answers.read(records, temperature=1.0, tokens=(1, 0)).tokens
+    for found, true in ((first, F.avg_pool2d(fine, 2)), (last, coarse)):
+        scale = true.abs().amax((1, 2, 3), keepdim=True)
+        torch.testing.assert_close(found * scale, true, rtol=1e-3, atol=float(scale.max()) * 1e-6)
+    student = torch.randn(6, 24, 7, 7, generator=g)
+    torch.testing.assert_close(
+        feature_distance(student, first), feature_distance(student, fine), rtol=1e-4, atol=0
+    )
+
+
 def test_classes_beyond_65536_are_told_apart(tmp_path: Path) -> None:
     logits = torch.zeros(1, 70_000)
     logits[0, 69_999], logits[0, 69_999 - (1 << 16)] = 9.0, 5.0
@@ -137,7 +158,7 @@ def test_classes_beyond_65536_are_told_apart(tmp_path: Path) -> None:
 
 def test_micro_batches_are_read_as_the_batch_is(tmp_path: Path) -> None:
     told = telling(num_images=7, num_classes=11, grids=((3, 3),))
-    answers = AnswerFormat.of(told, top=3, layers=(0,), grid=7)
+    answers = AnswerFormat.of(told, top=3, maps=KeptLayers(layers=(0,)), grid=7)
     records = through_file(answers, told, tmp_path / "a.npy")
     whole = answers.read(records, temperature=2.0, maps=(0,))
     parts = [answers.read(records[i : i + 3], temperature=2.0, maps=(0,)) for i in range(0, 7, 3)]
@@ -147,13 +168,11 @@ def test_micro_batches_are_read_as_the_batch_is(tmp_path: Path) -> None:
 
 def test_equal_logits_are_kept_in_the_order_of_classes() -> None:
     told = TeacherOutput(logits=torch.zeros(2, 50))
-    assert (
-        AnswerFormat.of(told, top=4, layers=(), grid=7).write(told)["classes"].tolist() == [[0, 1, 2, 3]] * 2
-    )
+    assert AnswerFormat.of(told, top=4, grid=7).write(told)["classes"].tolist() == [[0, 1, 2, 3]] * 2
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_teacher_that_answers_with_no_number_is_refused(wrong: float) -> None:
     told = TeacherOutput(logits=torch.tensor([[0.0, wrong, 1.0]]))
     with pytest.raises(ConfigError, match="the teacher answers with logits that are not finite"):
-        AnswerFormat.of(told, top=2, layers=(), grid=7).write(told)
+        AnswerFormat.of(told, top=2, grid=7).write(told)

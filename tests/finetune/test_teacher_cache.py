@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from configs.base import ConfigError
 from configs.exit_code import run_main
@@ -20,9 +21,11 @@ from engine.objective import Loss
 from finetune.config import FinetuneConfig
 from finetune.distill import DistillObjective
 from finetune.ensemble import as_one, load_teachers
+from finetune.learner import with_projections
 from finetune.plan import build as build_plan
 from finetune.teacher import Observer, load_teacher
 from finetune.teacher_cache import open_teacher_cache
+from models.apprentice import Apprentice
 from models.build import build_model
 from tests.support.loading import take
 from tests.support.taught import LENGTHS, STATS, configure, make_corpus, make_release, write_cache
@@ -55,9 +58,17 @@ def refusal(config: FinetuneConfig) -> str:
 def losses(config: FinetuneConfig, teacher: Observer, loader: ShardLoader, num_steps: int) -> list[Loss]:
     assert config.teacher is not None
     torch.manual_seed(0)
-    student = build_model(config.model, num_classes=10, in_chans=1, image_size=28).eval()
+    student = build_model(config.model, num_classes=10, in_chans=1, image_size=28)
+    student = fixed(with_projections(student, config, teacher))
     objective = DistillObjective(student, **STATS, teacher=teacher, losses=config.teacher)
     return [objective(student, batch) for batch in take(loader, num_steps)]
+
+
+def fixed(student: nn.Module) -> nn.Module:
+    """As in training, where projections run, but with the statistics of evaluation."""
+    for module in student.modules():
+        module.training = isinstance(module, Apprentice)
+    return student
 
 
 def loader_of(config: FinetuneConfig, index: ShardIndex, **more: int) -> ShardLoader:
@@ -72,8 +83,9 @@ def loader_of(config: FinetuneConfig, index: ShardIndex, **more: int) -> ShardLo
         {"teacher__ensemble": True},
         {"teacher__attention": {"student_stages": "matched", "teacher_layers": [0, 1]}},
         {"teacher__logits": {"loss": "dist"}, "teacher__attention": {"distance": "kl", "weight": 1.0}},
+        {"teacher__features": {"weight": 1.0, "teacher_layers": [0, -1], "student_stages": "matched"}},
     ],
-    ids=["one", "ensemble", "matched", "other losses"],
+    ids=["one", "ensemble", "matched", "other losses", "features"],
 )
 def test_losses_are_those_of_the_live_teacher_to_the_precision_of_float16(
     folder: Path, tmp_path: Path, change: dict[str, Any]
@@ -85,14 +97,15 @@ def test_losses_are_those_of_the_live_teacher_to_the_precision_of_float16(
     replay = open_teacher_cache(config, index)
     loader = loader_of(config, index)
     loader.read_beside(replay.sidecar)
-    read = losses(config, replay, loader, 8)
+    read, names = losses(config, replay, loader, 8), set(config.loss_weights)
     teacher = as_one(load_teachers(config, class_names=index.classes, device="cpu"))
     assert teacher is not None
     live = losses(config, teacher, loader_of(config, index), 8)
     for ours, theirs in zip(read, live, strict=True):
         assert ours.parts["task"] == theirs.parts["task"]
         assert theirs.parts["logits"] > 0.01 and theirs.parts["attention"] > 1e-4
-        for name in ("logits", "attention"):
+        assert set(ours.parts) == set(theirs.parts) == names
+        for name in names - {"task"}:
             torch.testing.assert_close(ours.parts[name], theirs.parts[name], rtol=2e-3, atol=1e-6)
         torch.testing.assert_close(ours.total, theirs.total, rtol=2e-3, atol=1e-6)
 
@@ -134,6 +147,14 @@ def test_a_longer_run_repeats_variations_or_is_refused(folder: Path) -> None:
         torch.testing.assert_close(
             replay.observe(batch).logits, teacher.observe(batch).logits, rtol=1e-3, atol=5e-3
         )
+
+
+def test_features_that_were_not_kept_are_refused_with_those_that_were(folder: Path) -> None:
+    said = refusal(cached(folder, teacher__features={"teacher_layers": [-1]}))
+    assert (
+        "it has no features of the teacher's layers -1 (it has: none); set teacher.features.teacher_layers"
+        in said
+    )
 
 
 def test_another_teacher_is_refused_and_a_copy_of_the_same_is_not(folder: Path, tmp_path: Path) -> None:
@@ -260,7 +281,6 @@ def test_no_cache_at_all_and_one_without_sense_are_messages(folder: Path, tmp_pa
             {"data__progressive": [{"until": "40 %", "image_size": 14}]},
             "how large a crop is depends on the step",
         ),
-        ({"teacher__features": {}}, "tokens would take a thousand times as much as an answer"),
         ({"teacher__attention": {"heads": "matched"}}, "maps are kept as means over heads"),
     ],
 )
