@@ -27,7 +27,7 @@ from benchmarks.seeded_runs import SeededRun, add_arguments, mirada, read_result
 from configs.exit_code import run_main
 from models.build import WEIGHTS_FILE, resolve_release
 
-RECIPE = "configs/finetune/fashion_mnist_ablation.yaml"
+RECIPE = "configs/finetune/fashion_mnist_student.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "logits": ("teacher.attention=null",),
     "attention": ("teacher.logits=null",),
     "both": (),
-    "features": ("teacher.features={weight: 1.0}",),
+    "features": ("teacher.features={weight: 1.0, student_stages: [-3]}",),
 }
 """What each row changes in the recipe, which has logits and attention. A row without losses keeps its teacher for the
 measurement of overlap alone, and trains without it."""
@@ -99,7 +99,7 @@ def distillation(
             f"data.label_fraction={there.fraction:g}",
             f"data.unlabelled={'drop' if row == _WITHOUT else there.unlabelled}",
             *(f"train.duration={steps}", f"train.evaluate_every={steps}"),
-            *(f"train.seed={seed}", "tracking.uri=off"),
+            *(f"train.seed={seed}", f"data.label_seed={seed}", "tracking.uri=off"),
             *(*ROWS[row], *settings),
         ],
         local_settings=[f"teacher.checkpoint={teacher}", *cache],

@@ -66,7 +66,7 @@ def sample_setting(*, global_batch: int, turn: int, warmup: int) -> Setting:
         turn=turn,
         warmup=warmup,
         settings=(
-            *("data.train=mirada://sample/train", "data.val=null", "train.ema=null"),
+            *("data.train=mirada://sample/train", "data.val=null", "train.ema=null", "train.precision=fp32"),
             *("schedule.warmup=2 steps", "train.checkpoint_every=100000 steps"),
         ),
     )

@@ -35,7 +35,7 @@ def test_all_students_are_trained_and_all_teachers_are_frozen_beside_them(tmp_pa
 
 
 def test_recomputing_is_no_remedy_where_layers_are_watched() -> None:
-    recipe = "configs/finetune/fashion_mnist_ablation.yaml"
+    recipe = "configs/finetune/fashion_mnist_student.yaml"
     config = load_config(FinetuneConfig, recipe, SAMPLE).config
     model = build_model(config.model, num_classes=10, in_chans=1, image_size=28)
     assert measure_workload(model, config, micro_batch=4).checkpointed is None
@@ -44,7 +44,7 @@ def test_recomputing_is_no_remedy_where_layers_are_watched() -> None:
 
 
 def test_a_teacher_that_is_missing_is_left_out_and_said_so() -> None:
-    recipe = "configs/finetune/fashion_mnist_ablation.yaml"
+    recipe = "configs/finetune/fashion_mnist_student.yaml"
     config = load_config(FinetuneConfig, recipe, (*SAMPLE, "teacher.checkpoint=/nowhere")).config
     trained = build(config, open_index("mirada://sample/train"))
     assert not trained.frozen and "without the teacher, which is not there yet" in trained.note
