@@ -19,54 +19,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from configs.base import ConfigError
 from data_pipeline.sidecar import CHECK
+from finetune.kept_layers import NO_LAYERS, KeptLayers
 from finetune.teacher import TeacherOutput
 
 _LEAST_OFFSET = -60_000.0
 """float16 ends at -65,504."""
 _UNSIGNED = {2: (torch.int16, 0xFFFF), 4: (torch.int32, 0xFFFFFFFF)}
 _ALIGNMENT = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptLayers:
-    """Layers of a teacher that answers tell something of: their maps, or their tokens."""
-
-    layers: tuple[int, ...] = ()
-    """As they were asked for."""
-    depths: tuple[float, ...] = ()
-    """How far through the network each is, 0 to 1."""
-    shapes: tuple[tuple[int, ...], ...] = ()
-    """Of what is kept of each for an image: height and width of a map; D, height and width of tokens."""
-
-    @property
-    def count(self) -> int:
-        """Numbers for an image."""
-        return sum(map(math.prod, self.shapes))
-
-    def shown(self, found: Sequence[Tensor], *, grid: int) -> KeptLayers:
-        """With the shapes of what was found of a batch, at most `grid` places on a side."""
-        shapes = tuple((*one.shape[1:-2], *(min(grid, side) for side in one.shape[-2:])) for one in found)
-        return replace(self, shapes=shapes)
-
-    def pooled(self, found: Sequence[Tensor]) -> Tensor:
-        """[B, count]: each layer brought to its grid, its greatest magnitude being 1."""
-        return torch.cat([_pool(one, shape) for one, shape in zip(found, self.shapes, strict=True)], dim=1)
-
-    def parts(self, numbers: Tensor, places: Sequence[int]) -> tuple[Tensor, ...]:
-        """What belongs to these places in `layers`, in its shape, of numbers [B, count]."""
-        found = numbers.split(list(map(math.prod, self.shapes)), dim=1)
-        return tuple(found[place].unflatten(1, self.shapes[place]) for place in places)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +45,9 @@ class AnswerFormat:
     num_classes: int
     top: int
     """Classes that are listed."""
-    maps: KeptLayers = KeptLayers()
+    maps: KeptLayers = NO_LAYERS
     """Attention layers."""
-    tokens: KeptLayers = KeptLayers()
+    tokens: KeptLayers = NO_LAYERS
     """Layers of features."""
 
     @classmethod
@@ -88,8 +57,8 @@ class AnswerFormat:
         *,
         top: int,
         grid: int,
-        maps: KeptLayers = KeptLayers(),
-        tokens: KeptLayers = KeptLayers(),
+        maps: KeptLayers = NO_LAYERS,
+        tokens: KeptLayers = NO_LAYERS,
     ) -> AnswerFormat:
         """The format for answers like this one, maps and tokens pooled to at most `grid` places on a side."""
         num_classes = told.logits.shape[1]
@@ -191,13 +160,6 @@ def _level(logits: Tensor) -> Tensor:
         return logits.new_zeros(len(logits), 2)
     level = logits.logsumexp(dim=1) - math.log(logits.shape[1])
     return torch.stack([logits.mean(dim=1), level], dim=1)
-
-
-def _pool(found: Tensor, shape: Sequence[int]) -> Tensor:
-    """[B, ..., h, w] -> [B, numbers of `shape`]"""
-    height, width = shape[-2:]
-    pooled = F.adaptive_avg_pool2d(found, (height, width)).flatten(1)
-    return pooled / pooled.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(pooled.dtype).tiny)
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.generic]:

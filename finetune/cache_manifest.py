@@ -19,8 +19,9 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.order.run_order import RunOrder
 from data_pipeline.shard import checksum
 from data_pipeline.whole_file import write_whole
-from finetune.answers import AnswerFormat, KeptLayers
+from finetune.answers import AnswerFormat
 from finetune.config import FinetuneConfig
+from finetune.kept_layers import KeptLayers
 from models.build import CONFIG_FILE, WEIGHTS_FILE, resolve_release
 
 _VERSION = 2

@@ -31,12 +31,13 @@ from data_pipeline.sidecar import Part, parts_of, write_records
 from data_pipeline.variants import VariantLoader
 from engine.survival.lifeline import Lifeline
 from engine.world import World, close_world, init_world
-from finetune.answers import AnswerFormat, KeptLayers
+from finetune.answers import AnswerFormat
 from finetune.cache_folder import claim_cache, finish_cache, missing_parts, wait_for_parts
 from finetune.cache_manifest import CacheManifest, crops_of, needed_extent, teachers_of
 from finetune.config import FinetuneConfig
 from finetune.ensemble import Ensemble, as_one, load_teachers
 from finetune.follow import follow_checkpoint
+from finetune.kept_layers import KeptLayers
 from finetune.teacher import Teacher
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from configs.base import ConfigError
 from data_pipeline.sidecar import write_records
-from finetune.answers import AnswerFormat, KeptLayers
+from finetune.answers import AnswerFormat
+from finetune.kept_layers import KeptLayers
 from finetune.teacher import TeacherOutput
 from models.distill_losses import attention_transfer, feature_distance
 
