@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, TarError
 from data_pipeline.index import ShardIndex
 from data_pipeline.scan import MAX_BYTES, Member, list_members
 from data_pipeline.shard import Shard
@@ -46,7 +46,7 @@ class CaptionReader:
         self._files = files or ShardFiles(index.shards)
 
     def read(self, sample_ids: NDArray[np.int64]) -> list[bytes]:
-        """UTF-8 as it was stored; empty where a sample has none, and for padding (-1)."""
+        """UTF-8 as it was stored; empty where a sample has none or its tar is damaged there, and for padding (-1)."""
         shards, rows = self._index.locate(sample_ids.clip(min=0))
         pairs = zip(sample_ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
         return [b"" if sample_id < 0 else self._read(shard, row) for sample_id, shard, row in pairs]
@@ -57,7 +57,10 @@ class CaptionReader:
             before = self._index.rows(shard)[row - 1]
             start = int(before["offset"]) + -(-int(before["size"]) // _BLOCK) * _BLOCK
         content = _Tail(self._files, self._index.shards[shard], start)
-        member = self._find(content, offset - start)
+        try:
+            member = self._find(content, offset - start)
+        except TarError:  # a sample without text, and no more than that: its image may be sound
+            return b""
         if member is None or member.size > MAX_BYTES["txt"]:
             return b""
         return content[member.offset : member.offset + member.size]

@@ -20,14 +20,16 @@ class JoinedIndex(ShardIndex):
 
     def __init__(self, members: Sequence[ShardIndex]) -> None:
         first = members[0]
+        self.names = _distinct_names(members)
+        """Of the members; no two are the same."""
         super().__init__(
             folder=first.folder,
-            name=" + ".join(member.name for member in members),
+            name=" + ".join(self.names),
             split=first.split,
             classes=first.classes,
             shards=tuple(
-                replace(shard, name=f"{member.name}/{shard.name}")
-                for member in members
+                replace(shard, name=f"{name}/{shard.name}")
+                for name, member in zip(self.names, members, strict=True)
                 for shard in member.shards
             ),
         )
@@ -59,3 +61,11 @@ def open_training(data: DataConfig) -> ShardIndex:
                 f"that of {data.train!r} ({len(first.classes)} classes); build both with the same classes (--classes)"
             )
     return JoinedIndex(members)
+
+
+def _distinct_names(members: Sequence[ShardIndex]) -> tuple[str, ...]:
+    """Their own; behind those of their folders where two are the same, as of builds without --name; else numbered."""
+    for names in ([member.name for member in members], [f"{m.folder.name}/{m.name}" for m in members]):
+        if len(set(names)) == len(names):
+            return tuple(names)
+    return tuple(f"{number}/{member.name}" for number, member in enumerate(members))

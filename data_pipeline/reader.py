@@ -24,13 +24,16 @@ from data_pipeline.storage.files import ShardFiles
 Ints = NDArray[np.int64]
 _TAR_HEADER = 512
 _MAX_OFFSET = 1 << 62
+_MOST_HELD = 64 << 20
+"""Bytes of encoded images that are held while the crops of a batch are drawn: what is beyond is read twice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Encoded:
     slot: int
     sample_id: int
-    data: bytes
+    data: bytes | None
+    """None where it is read again when its turn comes, so that a batch of large files does not lie in memory."""
     header: Header
 
 
@@ -87,19 +90,28 @@ class SampleReader:
         bad: dict[int, BadSample] = {}
         shards, rows = self._index.locate(sample_ids)
         places = zip(slots.tolist(), sample_ids.tolist(), shards.tolist(), rows.tolist(), strict=True)
+        held = 0
         for slot, sample_id, shard, row in places:
-            offset, size, _label, _format = self._index.rows(shard)[row].item()
             try:
-                # The index came with the shards, and is not believed more than they are.
-                if size > MAX_IMAGE_BYTES or offset > _MAX_OFFSET:
-                    raise DecodeError("too large")
-                data = self._files.read(self._index.shards[shard].url, offset, size)
-                if len(data) < size:
-                    raise DecodeError("truncated")
-                encoded.append(_Encoded(slot=slot, sample_id=sample_id, data=data, header=read_header(data)))
+                data = self._content(shard, row)
+                header = read_header(data)
             except DecodeError as error:
                 bad[slot] = self.describe(sample_id, error.reason)
+                continue
+            kept = data if held + len(data) <= _MOST_HELD else None
+            held += 0 if kept is None else len(kept)
+            encoded.append(_Encoded(slot=slot, sample_id=sample_id, data=kept, header=header))
         return encoded, bad
+
+    def _content(self, shard: int, row: int) -> bytes:
+        """An encoded image; the index came with the shards, and is not believed more than they are."""
+        offset, size, _label, _format = self._index.rows(shard)[row].item()
+        if size > MAX_IMAGE_BYTES or offset > _MAX_OFFSET:
+            raise DecodeError("too large")
+        data = self._files.read(self._index.shards[shard].url, offset, size)
+        if len(data) < size:
+            raise DecodeError("truncated")
+        return data
 
     def _render(
         self,
@@ -131,7 +143,11 @@ class SampleReader:
         if moved and self._scratch.shape != out.shape:
             self._scratch = np.empty_like(out)
         square = self._scratch if moved else out
-        self._decode_crop(sample.data, sample.header, (left, top, width, height), square)
+        data = sample.data
+        if data is None:
+            shards, rows = self._index.locate(np.array([sample.sample_id], np.int64))
+            data = self._content(int(shards[0]), int(rows[0]))
+        self._decode_crop(data, sample.header, (left, top, width, height), square)
         if moved:
             _place_shifted(square, shift, out)
 

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, TarError
 from data_pipeline.tar_header import (
     ATTRIBUTES,
     BLOCK,
@@ -137,7 +137,7 @@ def scan_content(content: Content, *, name: str) -> ScannedShard:
 
 
 def list_members(content: Content, *, name: str) -> Iterator[Member]:
-    """Regular files of a tar in order; DataError where it ends before its end marker or a header is damaged."""
+    """Regular files of a tar in order; TarError where it ends before its end marker or a header is damaged."""
     return iter(_Walk(content, name))
 
 
@@ -207,7 +207,7 @@ class _Walk:
                 f"is truncated: {_shortened(member.name)!r} ends at byte {end} and the file at {len(self._content)}"
             )
         if limit is not None and member.size > limit:
-            raise DataError(
+            raise TarError(
                 f"shard {self._name!r}: {_shortened(member.name)!r} at byte {position} has {member.size:,} bytes; "
                 f"'.{member.suffix}' files may have {limit:,}: build the shard again without it"
             )
@@ -242,16 +242,16 @@ class _Walk:
         rest = self._content[position : position + _MAX_PADDING]
         padding = len(rest) - len(rest.lstrip(b"\0"))
         if padding < len(rest) or position + len(rest) < len(self._content):
-            raise DataError(
+            raise TarError(
                 f"shard {self._name!r} goes on at byte {position + padding}, after the end marker at byte "
                 f"{position}: are these two tars in one file? build the shard again, or split it there"
             )
 
-    def _damage(self, position: int, what: str) -> DataError:
+    def _damage(self, position: int, what: str) -> TarError:
         return self._fault(f"is no tar, or damaged at byte {position} ({what})")
 
-    def _fault(self, problem: str) -> DataError:
-        return DataError(f"shard {self._name!r} {problem}; {_REMEDY}")
+    def _fault(self, problem: str) -> TarError:
+        return TarError(f"shard {self._name!r} {problem}; {_REMEDY}")
 
 
 def _mapped(path: Path, name: str) -> mmap.mmap:

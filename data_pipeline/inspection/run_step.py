@@ -86,7 +86,7 @@ def read_run_step(run: Path, step: int) -> RunStep:
         raise DataError(
             f"step {step} is not one of the run {str(run)!r}; steps count from 1 to {total:,}, as its log does"
         )
-    epoch, place = divmod(step - 1, loader.batches_per_epoch)
+    epoch, place = divmod(_batch_of(run, step), loader.batches_per_epoch)
     loader.load_state_dict(LoaderState(version=1, epoch=epoch, samples=place * global_batch))
     batch = next(iter(loader))
     names = SampleNames(index)
@@ -137,6 +137,21 @@ def _check_digest(run: Path, recipe: Recipe, index: ShardIndex) -> None:
             f"the data at {recipe.data.train!r} is not what the run {str(run)!r} was trained on: its index has the "
             f"digest {index.digest}, the run's was {started['data_digest']}; restore the index of then"
         )
+
+
+def _batch_of(run: Path, step: int) -> int:
+    """Which global batch of the run's order, from 0, a step was given: rollbacks leave some out.
+
+    A step that was taken twice, before a rollback and after it, is the one that counted: the later.
+    """
+    left_out = run / "skipped_windows.jsonl"
+    lines = left_out.read_text(encoding="utf-8").splitlines() if left_out.is_file() else []
+    windows = sorted((window["first"], window["last"]) for window in map(_parse, lines) if window)
+    batch = step - 1
+    for first, last in windows:
+        if batch >= first:
+            batch += last - first + 1
+    return batch
 
 
 def _parse(line: str) -> dict[str, Any]:

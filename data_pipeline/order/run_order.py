@@ -31,6 +31,10 @@ class Share:
     copies: Ints
     """For each sample, which of its copies in this pass it is, from 0; and by this one."""
 
+    def at(self, slots: Ints) -> Share:
+        """What these slots have."""
+        return Share(sample_ids=self.sample_ids[slots], passes=self.passes[slots], copies=self.copies[slots])
+
     def substitute(self, slots: Ints, others: Share) -> None:
         """Puts into these slots what `others` have there."""
         for mine, theirs in (
@@ -61,7 +65,7 @@ class RunOrder:
             smaller = self._repeats.plan_batch
             plan = _make_plan(index, data, self._selection.lengths, smaller, seed, plan.num_streams)
         self._plan = plan
-        self._names = [member.name for member in _members(index)]
+        self._names = _names(index)
 
     def share(self, flat_step: int, slots: slice | None = None) -> Share:
         """A batch, or with `slots` that part of it."""
@@ -80,10 +84,16 @@ class RunOrder:
     def substitutes(self, flat_step: int, slots: slice, attempt: int) -> Share:
         """What replaces images of a batch that cannot be used: the same slots of a batch that follows.
 
-        A function of the plan alone, in shards that this rank reads anyway.
+        A function of the plan alone, in shards that this rank reads anyway. Where the epoch has no further batch, the
+        slots that follow, of each batch again.
         """
         epoch, step = divmod(flat_step, self.batches_per_epoch)
-        return self.share(epoch * self.batches_per_epoch + (step + attempt) % self.batches_per_epoch, slots)
+        turn, other = divmod(attempt, self.batches_per_epoch)
+        flat = epoch * self.batches_per_epoch + (step + other) % self.batches_per_epoch
+        if turn == 0:
+            return self.share(flat, slots)
+        own = np.arange(*slots.indices(self.global_batch))
+        return self.share(flat).at((own + turn) % self.global_batch)
 
     def shards(self, epoch: int, slots: slice) -> Ints:
         """The shards, in one pass over each corpus, that these slots of all batches are read from."""
@@ -103,18 +113,18 @@ def _make_plan(
     index: ShardIndex, data: DataConfig, lengths: Ints, global_batch: int, seed: int, num_streams: int | None
 ) -> Plan | Mixture:
     shared = {"global_batch": global_batch, "seed": seed, "window": data.shuffle_window}
-    if len(_members(index)) != 1 + len(data.mixture):
+    if len(_names(index)) != 1 + len(data.mixture):
         raise ValueError("data.mixture is not what this index holds; open it with open_training(data)")
     if not isinstance(index, JoinedIndex):
         return Plan(lengths, **shared, num_streams=num_streams)
     weights = [Weight(1, "passes"), *(corpus.weight for corpus in data.mixture)]
     parts = np.split(lengths, index.first_shards[1:-1])
     corpora = [
-        Corpus(name=member.name, lengths=part, weight=weight)
-        for member, part, weight in zip(index.members, parts, weights, strict=True)
+        Corpus(name=name, lengths=part, weight=weight)
+        for name, part, weight in zip(index.names, parts, weights, strict=True)
     ]
     return Mixture(corpora, **shared, num_streams=num_streams)
 
 
-def _members(index: ShardIndex) -> tuple[ShardIndex, ...]:
-    return index.members if isinstance(index, JoinedIndex) else (index,)
+def _names(index: ShardIndex) -> tuple[str, ...]:
+    return index.names if isinstance(index, JoinedIndex) else (index.name,)

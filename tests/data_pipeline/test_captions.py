@@ -131,3 +131,24 @@ def test_where_text_is_needed_a_sample_without_it_is_replaced_and_counted(spotty
     strict = configure(max_bad_fraction=0.1)
     with pytest.raises(DataError, match="no caption"):
         take(ShardLoader(spotty, strict, global_batch=8, seed=1, needs_captions=True), 3)
+
+
+def test_where_a_header_is_damaged_a_sample_has_no_caption_and_the_run_goes_on(tmp_path: Path) -> None:
+    members = [
+        (f"{i}.{suffix}", text) for i in range(4) for suffix, text in (("png", IMAGE), ("txt", b"word"))
+    ]
+    write_tar(tmp_path / "t.tar", members)
+    index = index_shards(str(tmp_path))
+    content = bytearray((tmp_path / "t.tar").read_bytes())
+    content[content.index(b"2.txt")] ^= 1  # in its header, whose checksum is then wrong
+    (tmp_path / "t.tar").write_bytes(content)
+    assert CaptionReader(index).read(np.arange(4)) == [
+        b"word",
+        b"word",
+        b"",
+        b"",
+    ]  # and the way to the next is lost
+    data = configure(train=str(tmp_path), captions=True, max_bad_fraction=0.5)
+    loader = ShardLoader(index, data, global_batch=2, seed=0, needs_captions=True)
+    assert all(set(batch.captions) == {"word"} for batch in take(loader, 4))
+    assert loader.bad_samples == {"no caption": 2}

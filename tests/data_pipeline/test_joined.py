@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,21 @@ def test_corpora_with_other_classes_cannot_be_mixed(tmp_path: Path) -> None:
         DataError, match=r"data.mixture\[0\]: the class map of .*second' \(7 classes\) is not that"
     ):
         open_training(configure(train=str(tmp_path / "first"), mixture=(corpus,)))
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [(("a", "b"), {"a/same", "b/same"}), (("x/a", "y/a"), {"0/same", "1/same"})],
+)
+def test_corpora_of_one_name_are_told_apart(
+    tmp_path: Path, folders: tuple[str, str], names: set[str]
+) -> None:
+    for folder in folders:
+        make_shards(tmp_path / folder, LENGTHS)
+        info = tmp_path / folder / "_info.json"
+        info.write_text(json.dumps({**json.loads(info.read_text()), "name": "same"}))
+    first, second = (str(tmp_path / folder) for folder in folders)
+    data = configure(train=first, mixture=(CorpusConfig(train=second, weight=Weight(1, "passes")),))
+    index = open_training(data)
+    assert set(ShardLoader(index, data, global_batch=16, seed=5).passes) == names
+    assert len({shard.name for shard in index.shards}) == 2 * len(LENGTHS)

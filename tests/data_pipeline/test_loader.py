@@ -167,6 +167,20 @@ def test_substitutes_are_the_same_on_any_number_of_ranks(damaged: ShardIndex) ->
         assert torch.equal(torch.cat([first.images, second.images]), whole.images)
 
 
+def test_where_an_epoch_is_one_batch_the_next_slots_replace_bad_images_on_any_number_of_ranks(
+    damaged: ShardIndex,
+) -> None:
+    data = configure(max_bad_fraction=0.1)
+    alone = take(ShardLoader(damaged, data, global_batch=112, seed=5), 3)
+    ranks = [
+        take(ShardLoader(damaged, data, global_batch=112, seed=5, rank=r, world_size=2), 3) for r in range(2)
+    ]
+    for whole, first, second in zip(alone, *ranks, strict=True):
+        assert not set(BAD) & set(whole.sample_ids.tolist())
+        assert torch.equal(torch.cat([first.sample_ids, second.sample_ids]), whole.sample_ids)
+        assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_images_stop_the_run_with_a_table(damaged: ShardIndex, workers: int) -> None:
     loader = ShardLoader(damaged, configure(workers=workers, max_bad_fraction=0.02), global_batch=1, seed=5)

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from configs.data import AugmentConfig, DataConfig
+from data_pipeline import reader as reader_room
 from data_pipeline.index import ShardIndex
 from data_pipeline.pixels.augment import draw_variations, uniforms
 from data_pipeline.reader import SampleReader
@@ -80,3 +81,17 @@ def test_colours_are_changed_between_mirroring_and_erasing(index: ShardIndex) ->
     mean_colour = np.array([128, 128, 128])
     changed = (erased != coloured).any(axis=-1)
     assert changed.any() and (erased[changed] == mean_colour).all()
+
+
+def test_a_batch_of_large_files_is_read_twice_and_does_not_lie_in_memory(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augment = AugmentConfig(crop="random_resized", flip=True)
+    expected = read(index, augment, "fast")
+    for most in (0, max(map(len, FILES))):
+        monkeypatch.setattr(reader_room, "_MOST_HELD", most)
+        np.testing.assert_array_equal(read(index, augment, "fast"), expected)
+        encoded_now, bad = SampleReader(index, DataConfig(train="", image_size=SIDE))._fetch(
+            np.arange(len(FILES)), np.arange(len(FILES))
+        )
+        assert not bad and sum(len(sample.data or b"") for sample in encoded_now) <= most

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -100,3 +101,16 @@ def test_a_run_that_learned_from_captions_left_out_what_has_none() -> None:
     recipes = {name: load_recipe(f"configs/smoke/pretrain_{name}.yaml") for name in ("siglip", "mae", "vit")}
     assert [name for name, recipe in recipes.items() if recipe.needs_captions] == ["siglip"]
     assert not load_recipe("configs/smoke/finetune_student.yaml").needs_captions
+
+
+@pytest.mark.slow
+def test_after_a_rollback_steps_are_drawn_without_the_batches_that_were_left_out(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run / "run", tmp_path / "run")
+    windows = [{"step": 5, "first": 4, "last": 4}, {"step": 3, "first": 1, "last": 2}]
+    (tmp_path / "run" / "skipped_windows.jsonl").write_text("".join(json.dumps(w) + "\n" for w in windows))
+    for step, original in ((1, 1), (2, 4), (3, 6), (4, 7)):  # 2, 3 and 5 of the whole order are left out
+        drawn, before = read_run_step(tmp_path / "run", step), read_run_step(run / "run", original)
+        assert drawn.batch.sample_ids.tolist() == before.batch.sample_ids.tolist()
+        assert torch.equal(drawn.batch.images, before.batch.images)
