@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.action == "table":
         students = read_results(given.students) if given.students.is_dir() else []
-        results, students = read_results(given.results), [run for run in students if run["fraction"] == 1.0]
+        results, students = read_results(given.results), [run for run in students if run["labels"] == "all"]
         write_table(results, students, costs=given.costs, out=given.out, figure=given.figure)
         return 0
     runs = list(_runs(given))  # what a row lacks is said before the first one is trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from benchmarks.attention import main, training
 from benchmarks.attention_systems import SYSTEMS
-from benchmarks.attention_table import draw, table_rows
+from benchmarks.attention_table import apart, draw, table_rows
 from configs.base import ConfigError
 from configs.load import load_config
 from models.build import build_model
@@ -57,6 +58,13 @@ def test_a_system_is_held_against_its_base_and_shown_with_what_it_costs(tmp_path
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_names_beside_the_figure_stay_apart_and_in_order_and_move_no_further_than_that_takes() -> None:
+    assert apart([0.5, 0.1, 0.5, 0.9, 0.5], least=0.1) == pytest.approx([0.4, 0.1, 0.5, 0.9, 0.6])
+    moved = apart([0.30, 0.31, 0.20, 0.32], least=0.2)
+    assert [round(b - a, 9) for a, b in pairwise(sorted(moved))] == [0.2] * 3
+    assert sum(moved) == pytest.approx(1.13)  # as far up as down
+
+
 def test_networks_of_which_each_seed_has_another_are_shown_by_their_mean_and_pairs_are_counted() -> None:
     drawn = [
         result_of("random", seed, 90.0) | {"parameters": 1000 + 10 * seed, "flops": seed}
@@ -84,8 +92,8 @@ def test_the_table_ends_with_the_student_of_the_distillation_on_all_labels(tmp_p
     systems, students = tmp_path / "systems", tmp_path / "students"
     write_results(systems, [result_of("cnn", 0, 90.0) | fixed])
     taught = [result_of("none", 0, 91.0), result_of("both", 0, 92.8), result_of("logits", 0, 92.0)]
-    few = [result_of("both", 0, 85.0) | {"fraction": 0.1}]
-    write_results(students, [{"fraction": 1.0} | fixed | result for result in taught + few])
+    few = [result_of("both", 0, 85.0) | {"labels": "10"}]
+    write_results(students, [{"labels": "all"} | fixed | result for result in taught + few])
     out, figure = tmp_path / "table.json", tmp_path / "figure.png"
     folders = [
         "--results",
