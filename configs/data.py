@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, model_validator
 
 from configs.base import Duration, Section
 
@@ -115,6 +115,24 @@ class ColourJitterConfig(Section):
         return self
 
 
+def _rising(values: tuple[float, float]) -> tuple[float, float]:
+    if not 0.0 < values[0] <= values[1]:
+        raise ValueError(f"{list(values)} is no range above 0: give the smaller first, as [0.08, 1.0]")
+    return values
+
+
+def _of_the_whole(values: tuple[float, float]) -> tuple[float, float]:
+    if values[1] > 1.0:
+        raise ValueError(
+            f"{list(values)} goes beyond the whole image: write fractions of its area, as [0.08, 1.0]"
+        )
+    return values
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
+Fractions = Annotated[Range, AfterValidator(_of_the_whole)]
+
+
 class ViewConfig(Section):
     """Further random crops of each training image (multi-crop)."""
 
@@ -122,7 +140,7 @@ class ViewConfig(Section):
     """How many; each is a random resized crop of its own, mirrored and coloured as ``augment`` says."""
     size: int = Field(ge=8)
     """Side of the square, in pixels."""
-    scale: tuple[float, float]
+    scale: Fractions
     """Area of the crop as a fraction of the image."""
 
 
@@ -131,9 +149,9 @@ class AugmentConfig(Section):
 
     crop: Literal["none", "pad", "random_resized"] = "random_resized"
     """``none`` resizes; ``pad`` shifts by up to `pad` pixels; ``random_resized`` draws scale and ratio."""
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: Fractions = (0.08, 1.0)
     """Area of a random resized crop as a fraction of the image."""
-    ratio: tuple[float, float] = (0.75, 1.3333333333)
+    ratio: Range = (0.75, 1.3333333333)
     """Width / height of a random resized crop."""
     pad: int = Field(default=0, ge=0)
     """Pixels of zero padding on each side from which a ``pad`` crop is drawn."""
@@ -257,7 +275,7 @@ class DataConfig(Section):
             other = "'mixture'" if self.mixture else "'label_fraction' below 1"
             raise ValueError(
                 f"'held_out' takes its images from one corpus whose labels may all be used, and {other} is set: leave "
-                "one of them out, or split with: mirada data build --split"
+                "one of them out, or split by a manifest's column 'split': mirada data build --splits"
             )
         return self
 

@@ -102,7 +102,7 @@ def open_index(location: str) -> ShardIndex:
         )
     try:
         return _parse_info(json.loads(path.read_bytes()), folder)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"the index {str(path)!r} cannot be read ({error!r}); "
             f"make it again with: mirada data index {location}"
@@ -197,7 +197,7 @@ def _shard_root(folder: Path, base: str | None) -> str:
     if base is None:
         return f"{folder}/"
     refuse_commands(base)
-    return f"{base.rstrip('/')}/" if is_remote(base) else f"{folder / base}/"
+    return f"{base.rstrip('/')}/" if is_remote(base) else f"{folder / base.removeprefix('file://')}/"
 
 
 def _checked_name(name: str) -> str:

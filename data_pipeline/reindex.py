@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.class_numbers import numbered_classes
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, Origin, ShardIndex, open_index, write_index
 from data_pipeline.progress import ProgressBar
@@ -111,14 +112,13 @@ def _fitting_classes(
     unlabelled = [name for name, label in highest.items() if label < 0]
     if unlabelled and len(unlabelled) < len(rows):
         raise DataError(f"shard {unlabelled[0]!r} has no labels, while others have; label all shards or none")
-    needed = max(highest.values()) + 1
+    worst = max(highest, key=highest.__getitem__)
+    label, where = highest[worst], f"shard {worst!r}: key {keys[worst][int(rows[worst]['label'].argmax())]!r}"
     if classes is None:
-        return [str(label) for label in range(needed)]
-    if len(classes) < needed:
-        worst = max(highest, key=lambda name: highest[name])
-        key = keys[worst][int(rows[worst]["label"].argmax())]
+        return numbered_classes(label, where=where)
+    if len(classes) <= label:
         raise DataError(
-            f"shard {worst!r}: key {key!r} has label {needed - 1}, but the class map has only {len(classes)} classes; "
+            f"{where} has label {label}, but the class map has only {len(classes)} classes; "
             "give all names (--class-names), or build the shard again"
         )
     return classes

@@ -110,7 +110,11 @@ def read_names(file: Path, *, option: str) -> tuple[str, ...]:
     """One class per line; a line's place is its label."""
     if not file.is_file():
         raise DataError(f"{file}: no such file; {option} takes a text file with one class name per line")
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as fault:
+        raise DataError(f"{file}: not readable as text: {fault}; save it as UTF-8") from fault
+    names = [line.strip() for line in lines if line.strip()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
         what = f"names {twice[0]!r} twice" if twice else "is empty"

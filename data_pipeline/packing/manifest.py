@@ -7,18 +7,20 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from urllib.parse import urlsplit
 
 import fsspec
 
+from data_pipeline.class_numbers import numbered_classes
 from data_pipeline.errors import DataError
 from data_pipeline.packing.manifest_table import ManifestTable, read_table
 from data_pipeline.packing.record import SUFFIXES, Corpus, MissingImage, Record, Remote, Skipped, Span
+from data_pipeline.storage.retry import missing_package
 from data_pipeline.storage.source import is_remote, refuse_commands
 
 _INTEGER = re.compile(r"0|[1-9][0-9]*")
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
-_MAX_CLASSES = 1_000_000
 _NUM_SHOWN = 5
 _PATIENCE_WHERE_SKIPPED_S = 60.0
 """Servers that fail are given up sooner where that costs one image and not the build."""
@@ -128,11 +130,7 @@ def _labels(
     names = [str(value).strip() for value in values]
     if all(map(_INTEGER.fullmatch, names)):
         labels = [int(name) for name in names]
-        if max(labels) >= _MAX_CLASSES:
-            raise DataError(
-                f"{source}: label {max(labels)} is above {_MAX_CLASSES - 1}; is the column a class?"
-            )
-        return dict(zip(rows, labels, strict=True)), tuple(str(label) for label in range(max(labels) + 1))
+        return dict(zip(rows, labels, strict=True)), numbered_classes(max(labels), where=str(source))
     if not options.labels_are_names:
         _refuse_mixed_kinds(source, rows, names)
     classes = tuple(sorted(set(names)))
@@ -210,6 +208,8 @@ class _ImageFinder:
             status = where.stat()
         except OSError as fault:
             raise MissingImage(f"{fault.strerror} (looked for {str(where)!r})") from fault
+        if not S_ISREG(status.st_mode):
+            raise DataError(f"{str(where)!r} is a folder or device, and no image")
         image = Span(str(where), 0, status.st_size, whole=True)
         return _Found(image=image, suffix=suffix, stamp=f"{named} {status.st_size} {status.st_mtime_ns}")
 
@@ -234,7 +234,7 @@ def _scheme_fault(scheme: str) -> str | None:
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        return f"{scheme} needs a package that is not installed ({error}); see the extras of mirada: mirada[{scheme}]"
+        return f"{scheme} {missing_package(error)}"
     except ValueError as error:
         return str(error)
     return None

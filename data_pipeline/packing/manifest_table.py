@@ -53,17 +53,17 @@ def read_table(
         further = _further(source, names, image, columns, by_split=by_split)
         wanted = [str(image), *own, *further, *[_SPLIT_COLUMN] * (_SPLIT_COLUMN in names)]
         table = _read(source, names, list(dict.fromkeys(wanted)))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as fault:
+        labels = table.column("label") if "label" in own else None
+        return ManifestTable(
+            images=_strings(table.column(str(image))),
+            labels=_strings(labels) if labels is not None else None,
+            captions=_strings(table.column("caption")) if "caption" in own else None,
+            splits=_strings(table.column(_SPLIT_COLUMN)) if _SPLIT_COLUMN in names else None,
+            fields=_fields(source, table.select(further)) if further else None,
+            fractions=labels is not None and _has_fractions(labels),
+        )
+    except (pa.ArrowException, OSError) as fault:  # damaged, or a column of lists where text is wanted
         raise DataError(f"{source}: not readable as {source.suffix[1:]}: {fault}") from fault
-    labels = table.column("label") if "label" in own else None
-    return ManifestTable(
-        images=_strings(table.column(str(image))),
-        labels=_strings(labels) if labels is not None else None,
-        captions=_strings(table.column("caption")) if "caption" in own else None,
-        splits=_strings(table.column(_SPLIT_COLUMN)) if _SPLIT_COLUMN in names else None,
-        fields=_fields(source, table.select(further)) if further else None,
-        fractions=labels is not None and _has_fractions(labels),
-    )
 
 
 def _column_names(source: Path) -> list[str]:

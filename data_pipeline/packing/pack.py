@@ -133,7 +133,7 @@ def _build_corpus(
         if missing:
             _pack(missing, target, effort)
         written = _complete(plan, corpus, layout, target, origin)
-    skipped = corpus.skipped + tuple(skip for shard in written if shard for skip in shard.skipped)
+    skipped = _all_skipped(corpus, written, target)
     return Built(
         kind=corpus.kind,
         num_samples=plan.num_samples - len(skipped) + len(corpus.skipped),
@@ -146,6 +146,15 @@ def _build_corpus(
         strangers=tuple(name for shard in written if shard for name in shard.strangers),
         skipped=skipped,
     )
+
+
+def _all_skipped(corpus: Corpus, written: list[WrittenShard | None], target: Path) -> tuple[Skipped, ...]:
+    """Of the whole build; where its index is there and the notes of shards are gone, as SKIPPED_FILE lists them."""
+    if written:
+        return corpus.skipped + tuple(skip for shard in written if shard for skip in shard.skipped)
+    listed = target / SKIPPED_FILE
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    return tuple(Skipped(**json.loads(line)) for line in lines)
 
 
 def _pack(jobs: list[ShardJob], target: Path, effort: Effort) -> None:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, ImageOps, features
 
 from data_pipeline.packing.record import BrokenImage, suffix_of
-from data_pipeline.pixels.decode import MAX_PIXELS, DecodeError, read_header
-
-FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
-"""Formats that images may be encoded in, and PIL's names for them."""
+from data_pipeline.pixels.decode import DecodeError, read_header
+from data_pipeline.pixels.pillow import FAULTS, FORMATS, in_eight_bits, open_image
 
 _ORIENTATION = 0x0112
 _UPRIGHT = (0, 1)
 _QUARTER_TURNED = (5, 6, 7, 8)
 _DCT_SLACK = 2
 """A JPEG is decoded at a fraction of its size only down to so many times the wanted one: the resize sees detail."""
-_FAULTS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error)
-"""What PIL's decoders raise on damaged files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,23 +43,20 @@ def recode(content: bytes, wanted: Recoding) -> bytes:
     """
     suffix = wanted.format or suffix_of(content)
     try:
-        read_header(content)
-        # Our own cap was checked, and is the bound at which PIL would begin to warn.
-        Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-        with Image.open(io.BytesIO(content), formats=list(FORMATS.values())) as image:
+        with open_image(content, read_header(content)) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
             size = _fitting(image.size, wanted.max_side)
             if orientation in _UPRIGHT and size == image.size and suffix == suffix_of(content):
                 image.load()
                 return content
             image.draft(None, (_DCT_SLACK * size[0], _DCT_SLACK * size[1]))
-            upright = _in_eight_bits(ImageOps.exif_transpose(image))
+            upright = _in_plain_mode(ImageOps.exif_transpose(image))
             size = size[::-1] if orientation in _QUARTER_TURNED else size
             fitted = upright if upright.size == size else upright.resize(size, Image.Resampling.LANCZOS)
             return _encode(fitted, str(suffix), wanted.quality)
     except DecodeError as fault:
         raise BrokenImage(fault.reason) from fault
-    except _FAULTS as fault:
+    except FAULTS as fault:
         raise BrokenImage(str(fault) or type(fault).__name__) from fault
 
 
@@ -79,11 +69,9 @@ def _fitting(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
     return width, height
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
+def _in_plain_mode(image: Image.Image) -> Image.Image:
     """Grey or RGB, with alpha where there is transparency: modes that can be resized and written."""
-    if image.mode.startswith("I"):
-        # PIL would clip 16 bits to 255; every decoder of the loader keeps the upper eight.
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    image = in_eight_bits(image)
     if image.mode in ("L", "RGB", "RGBA", "LA"):
         transparent = "transparency" in image.info
         return image.convert("RGBA") if transparent else image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -172,5 +173,5 @@ def gunzip(path: str) -> bytes:
     try:
         with gzip.open(path, "rb") as file:
             return file.read()
-    except (gzip.BadGzipFile, EOFError) as fault:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
         raise DataError(f"{path}: not a whole gzip file ({fault}); fetch or copy it again") from fault

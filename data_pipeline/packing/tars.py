@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import groupby
 from pathlib import Path
 
+from data_pipeline.class_numbers import numbered_classes
 from data_pipeline.errors import DataError
 from data_pipeline.index import INFO_NAME, open_index
 from data_pipeline.packing.record import SUFFIXES, Corpus, Record, Span
@@ -109,9 +110,9 @@ def _record(
 
 
 def _classes(source: Path, records: list[Record]) -> tuple[str, ...]:
-    highest = max(record.label for record in records)
-    if highest < 0:
+    highest = max(records, key=lambda record: record.label)
+    if highest.label < 0:
         return ()
     if source.is_dir() and (source / INFO_NAME).is_file():
         return open_index(str(source)).classes
-    return tuple(str(label) for label in range(highest + 1))
+    return numbered_classes(highest.label, where=highest.name)

@@ -25,6 +25,8 @@ JPEG, PNG, WEBP = SUFFIXES["jpg"], SUFFIXES["png"], SUFFIXES["webp"]
 
 _ARITHMETIC = frozenset({0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _SCAN = b"\xff\xda"
+_CORRUPT, _HARMLESS = "Corrupt JPEG data", "extraneous bytes"
+"""How libjpeg's warnings on codes begin, and the one that costs no pixel."""
 
 
 class DecodeError(Exception):
@@ -84,19 +86,27 @@ def crop_resize(image: Pixels, box: tuple[int, int, int, int], out: Pixels, *, b
     resize_into(image[top : top + height, left : left + width], out, bicubic=bicubic)
 
 
+def refuse_many_scans(data: bytes) -> None:
+    """DecodeError for a JPEG with more scans than MAX_SCANS, each of which costs time for the whole image."""
+    if data.count(_SCAN) > MAX_SCANS:
+        raise DecodeError("damaged")
+
+
 def limit_threads() -> None:
     """Keeps the codecs of this process on the calling thread: loaders work by processes."""
     cv2.setNumThreads(0)
 
 
 def _decode_jpeg(data: bytes, channels: int) -> Pixels:
-    if data.count(_SCAN) > MAX_SCANS:
-        raise DecodeError("damaged")
+    refuse_many_scans(data)
     try:
         decoded: Pixels = simplejpeg.decode_jpeg(data, "GRAY" if channels == 1 else "RGB", strict=True)
     except ValueError as error:
-        if "Premature end" in str(error):
+        said = str(error)
+        if "Premature end" in said:
             raise DecodeError("truncated") from error
+        if _CORRUPT in said and _HARMLESS not in said:  # there are pixels from here on, of nothing
+            raise DecodeError("damaged") from error
         # CMYK, unusual subsampling, harmless bytes between markers: OpenCV takes them.
         return _decode_any(data, channels, complete=b"\xff\xd9" in data)
     return decoded

@@ -47,10 +47,7 @@ class Retries:
         if isinstance(cause, _OUR_OWN):
             raise cause
         if isinstance(cause, ImportError):
-            raise DataError(
-                f"{self._url!r} needs a package that is not installed ({cause}); install the extra for it: "
-                "pip install 'mirada[s3]' for s3, 'mirada[http]' for http and https"
-            ) from error
+            raise DataError(f"{self._url!r} {missing_package(cause)}") from error
         now = time.monotonic()
         if self._num_failed == 0:
             self._failing_since = now
@@ -68,6 +65,14 @@ class Retries:
         # Jitter: the ranks of a job, which all lost one server, do not come back to it all at once.
         delay_s = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0 ** min(self._num_failed, 16))
         time.sleep(min(delay_s * self._jitter.uniform(0.5, 1.0), self._patience_s - waited_s))
+
+
+def missing_package(error: ImportError) -> str:
+    """What is said behind the name of an address that fsspec has no package for."""
+    return (
+        f"needs a package that is not installed ({error}); install it, or the extra for it: "
+        "pip install 'mirada[s3]' for s3, 'mirada[http]' for http and https"
+    )
 
 
 def _cause(error: Exception, url: str) -> Exception:

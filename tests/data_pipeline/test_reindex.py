@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
+from data_pipeline.packing.corpus import Choice, read_corpus
 from data_pipeline.reindex import index_shards
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
@@ -66,3 +68,36 @@ def test_a_label_of_one_shard_only_is_named(tmp_path: Path) -> None:
         DataError, match=r"shard 'a.tar' has no labels, while others have; label all shards or none"
     ):
         index_shards(str(tmp_path))
+
+
+def test_a_number_that_is_no_class_is_named_and_takes_no_memory(tmp_path: Path) -> None:
+    image = encode(draw_image(0))
+    write_tar(
+        tmp_path / "a.tar", [("x.png", image), ("x.cls", b"0"), ("y.png", image), ("y.cls", b"2147483646")]
+    )
+    says = r"'?a\.tar.*'?y'?: label 2147483646 is above 999999; is it a class"
+    with pytest.raises(DataError, match=says):
+        index_shards(str(tmp_path))
+    with pytest.raises(DataError, match=r"a\.tar/y: label 2147483646 is above 999999; is it a class"):
+        read_corpus(tmp_path, Choice())
+
+
+@pytest.mark.parametrize("content", ["[]", '{"splits": ["a"]}'])
+def test_an_index_of_another_form_is_set_aside_too(shards: Path, content: str) -> None:
+    (shards / "_info.json").write_text(content)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_index(str(shards))
+    assert index_shards(str(shards)).classes == ("0", "1")
+    assert (shards / "_info.before.json").read_text() == content
+
+
+def test_shards_are_found_at_a_file_address(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", [2])
+    index = index_shards(str(tmp_path / "shards"), tmp_path / "else")
+    info = tmp_path / "else" / "_info.json"
+    content = json.loads(info.read_text())
+    content["mirada"]["base"] = f"file://{tmp_path}/shards"
+    info.write_text(json.dumps(content))
+    assert [shard.url for shard in open_index(str(tmp_path / "else")).shards] == [
+        shard.url for shard in index.shards
+    ]

@@ -10,6 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.inspection.shard_check import Fault
 from data_pipeline.inspection.verify import verify
 from data_pipeline.reindex import index_shards
+from tests.support.photographs import encoded, photographs
 from tests.support.shards import draw_image, encode, make_shards, write_tar
 
 Members = list[tuple[str, bytes]]
@@ -164,3 +165,16 @@ def test_a_key_in_two_shards_is_found(tmp_path: Path) -> None:
     (fault,) = verify(str(tmp_path)).faults
     assert (fault.shard, fault.key) == ("a.tar", "000003")
     assert fault.problem == "b.tar has a sample of this key too (its sample 0)"
+
+
+def test_a_page_of_zeros_within_a_jpeg_is_found(tmp_path: Path) -> None:
+    image = bytearray(encoded(photographs((640, 480))[0], "JPEG"))
+    write_tar(tmp_path / "a.tar", [("whole.jpg", bytes(image)), ("hole.jpg", holed(image))])
+    index_shards(str(tmp_path))
+    (fault,) = verify(str(tmp_path), deep=True).faults
+    assert fault.key == "hole" and "does not decode" in fault.problem
+
+
+def holed(image: bytearray) -> bytes:
+    middle = len(image) // 2
+    return bytes(image[:middle] + bytes(4096) + image[middle + 4096 :])

@@ -66,6 +66,8 @@ def test_broken_images_are_named_or_left_out(source: Path, tmp_path: Path) -> No
     assert "6 samples, 3 classes" in told
     assert "left out: 1 image, missing or broken, listed in" in told and "'cat/broken.jpg'" in told
     assert (tmp_path / "out" / "_skipped.jsonl").read_text().count("\n") == 1
+    again = run(source, tmp_path / "out", "--max-side", 20, "--skip-broken")
+    assert "6 samples, 3 classes" in again and "left out: 1 image, missing or broken" in again
 
 
 def test_fields_that_no_shard_carries_are_counted(tmp_path: Path) -> None:

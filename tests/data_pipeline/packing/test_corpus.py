@@ -147,6 +147,12 @@ def test_idx_files_that_are_no_pair_or_not_whole_are_named(tmp_path: Path, pixel
     plain.write_bytes(plain.read_bytes()[:-1])
     with pytest.raises(DataError, match="225 bytes where its header says 226"):
         read_corpus(plain, Choice())
+    torn = write_idx(tmp_path / "d", pixels, [0] * 6)
+    content = bytearray(torn.read_bytes())
+    content[20:40] = b"\xff" * 20
+    torn.write_bytes(content)
+    with pytest.raises(DataError, match="not a whole gzip file"):
+        read_corpus(torn, Choice())
     half = write_idx(tmp_path / "c", pixels, [0] * 6)
     half.write_bytes(half.read_bytes()[:-20])
     with pytest.raises(DataError, match="not a whole gzip file"):
@@ -172,6 +178,9 @@ def test_a_list_of_names_has_each_once(tmp_path: Path) -> None:
     assert read_names(file, option="--classes") == ("cat", "dog")
     file.write_text("cat\ncat\n")
     with pytest.raises(DataError, match=r"names 'cat' twice; --classes takes"):
+        read_names(file, option="--classes")
+    file.write_bytes("K\u00e4tzchen\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not readable as text: .*; save it as UTF-8"):
         read_names(file, option="--classes")
     with pytest.raises(DataError, match="no such file; --classes takes"):
         read_names(tmp_path / "none.txt", option="--classes")

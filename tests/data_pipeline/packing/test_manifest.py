@@ -210,3 +210,31 @@ def test_captions_become_text_members(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
     build(tmp_path / "list.parquet", tmp_path / "out")
     assert [sample.get("txt") for sample in samples_of(tmp_path / "out")] == ["a réd fish".encode(), None]
+
+
+def write_parquet(folder: Path, captions: list[object]) -> Path:
+    file = folder / "list.parquet"
+    paths = [f"pictures/{name}.png" for name in "abc"]
+    pyarrow.parquet.write_table(pa.table({"path": paths, "label": [0, 1, 0], "caption": captions}), file)
+    return file
+
+
+def test_a_column_of_lists_where_text_is_wanted_is_said_so(folder: Path) -> None:
+    file = write_parquet(folder, [["one", "two"], ["three"], []])
+    with pytest.raises(DataError, match=r"list\.parquet: not readable as parquet: .*list"):
+        read_manifest(file)
+
+
+def test_a_damaged_parquet_file_is_said_so(folder: Path) -> None:
+    file = write_parquet(folder, ["a", "b", "c"])
+    content = bytearray(file.read_bytes())
+    content[-120:-20] = bytes(100)
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"list\.parquet: not readable as parquet: "):
+        read_manifest(file)
+
+
+def test_a_folder_by_the_name_of_an_image_is_none(folder: Path) -> None:
+    (folder / "pictures" / "d.png").mkdir()
+    with pytest.raises(DataError, match=r"d\.png' is a folder or device, and no image"):
+        read_manifest(write_csv(folder, "path,label\npictures/a.png,0\npictures/d.png,1\n"))

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from data_pipeline.packing.recode import FORMATS, Recoding, recode
+from data_pipeline.packing.recode import Recoding, recode
 from data_pipeline.packing.record import BrokenImage, suffix_of
+from data_pipeline.pixels.pillow import FORMATS
 from tests.support.images import encoded_image
 
 

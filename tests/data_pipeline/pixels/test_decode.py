@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.pixels.decode import DecodeError, Header, crop_resize, decode, read_header
+from tests.support.photographs import encoded, photographs
 from tests.support.shards import draw_image, encode
 
 FORMATS = [("jpg", 0), ("png", 1), ("webp", 2)]
@@ -129,3 +130,22 @@ def test_enlarging_interpolates_between_pixels() -> None:
     out = np.empty((16, 16, 1), np.uint8)
     crop_resize(image, (0, 0, 8, 8), out)
     assert (np.diff(out[4, 1:-1, 0].astype(int)) == 5).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_jpeg_with_a_hole_in_its_codes_is_damaged_and_not_a_picture_of_garbage(channels: int) -> None:
+    """A page of zeros, as a torn write leaves it: libjpeg warns of that, and OpenCV would keep silent."""
+    data = bytearray(encoded(photographs((640, 480))[0], "JPEG"))
+    middle = len(data) // 2
+    data[middle : middle + 4096] = bytes(4096)
+    with pytest.raises(DecodeError, match=r"^damaged$"):
+        decode(bytes(data), channels=channels)
+
+
+def test_bytes_between_the_markers_of_a_jpeg_cost_no_pixel_and_are_taken() -> None:
+    image = draw_image(0, 64, 64, 3)
+    data = encode(image, "jpg")
+    end = data.rindex(b"\xff\xd9")
+    np.testing.assert_array_equal(
+        decode(data[:end] + b"\x11\x22" + data[end:], channels=3), decode(data, channels=3)
+    )
