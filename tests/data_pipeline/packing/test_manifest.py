@@ -228,7 +228,8 @@ def test_a_column_of_lists_where_text_is_wanted_is_said_so(folder: Path) -> None
 def test_a_damaged_parquet_file_is_said_so(folder: Path) -> None:
     file = write_parquet(folder, ["a", "b", "c"])
     content = bytearray(file.read_bytes())
-    content[-120:-20] = bytes(100)
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    content[footer : footer + 20] = b"\xff" * 20
     file.write_bytes(content)
     with pytest.raises(DataError, match=r"list\.parquet: not readable as parquet: "):
         read_manifest(file)
