@@ -17,7 +17,7 @@ import torch
 from configs.base import ConfigError
 from configs.data import MOST_BAD
 from data_pipeline.index import ShardIndex, open_index
-from engine.results.confusion import ClassScores, class_scores
+from engine.results.class_scores import ClassScores, class_scores
 from engine.results.evaluate import Bin
 from engine.world import World
 from finetune.candidate import Candidate

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.results.confusion import NO_CLASS
+from engine.results.class_scores import NO_CLASS
 from finetune.evaluating.comparison import Comparison, Row
 
 if TYPE_CHECKING:

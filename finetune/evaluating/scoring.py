@@ -16,7 +16,8 @@ from data_pipeline.index import ShardIndex
 from data_pipeline.loader import EvalLoader
 from data_pipeline.pixels.corruptions.corrupt import NUM_SEVERITIES, corrupt
 from engine.kept_tokens import KeptTokens
-from engine.results.confusion import Confusion, Pair
+from engine.results.class_scores import Pair
+from engine.results.confusion import Confusion
 from engine.results.evaluate import Scores, Tally
 from engine.world import World
 from finetune.candidate import Candidate

@@ -272,7 +272,7 @@ def test_the_program_compares_checkpoints_and_writes_json_and_pictures(
 
 
 def test_many_classes_are_drawn_without_their_names(tmp_path: Path) -> None:
-    from engine.results.confusion import class_scores
+    from engine.results.class_scores import class_scores
     from engine.results.evaluate import Bin
 
     counts = {(label, label): 5 for label in range(300)} | {(0, 299): 2}

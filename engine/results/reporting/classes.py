@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.results.confusion import NO_CLASS
+from engine.results.class_scores import NO_CLASS
 
 _MOST_CLASSES = 60
 _MOST_PAIRS = 12

@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import classification_report, confusion_matrix
 
 from data_pipeline.batch import Batch
-from engine.results.confusion import NO_CLASS, Confusion, class_scores
+from engine.results.class_scores import NO_CLASS, class_scores
+from engine.results.confusion import Confusion
 from engine.world import World
 
 NUM_CLASSES = 7
